@@ -1,0 +1,1 @@
+"""Experiment configs: one lab-book file per family of published rows."""

@@ -1,0 +1,72 @@
+"""What every entry point does first: flags, devices, and one-line errors."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "l2f_jax"
+
+
+def config_flag() -> None:
+    """Define --config=FILE[:variants], with overrides --config.section.key=value."""
+    config_flags.DEFINE_config_file(
+        "config", help_string="the experiment, as FILE or FILE:variants"
+    )
+    flags.mark_flag_as_required("config")
+
+
+def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
+    """Parse the flags and run `main`; a user's mistake ends in one line and exit code 2.
+
+    A mistake is what raises ValueError or OSError; anything else is a defect of the
+    program and keeps its traceback.
+    """
+    try:
+        rest = _parse(argv or sys.argv)
+        if rest:
+            raise ValueError(f"unexpected argument {rest[0]!r}; options begin with --")
+        set_up()
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("L2F_JAX_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def set_up() -> None:
+    """Keep compiled programs across runs, and join the other processes if there are any.
+
+    A run over several processes sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in each of them (on clusters that JAX knows, nothing).
+    """
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            os.environ["JAX_COORDINATOR_ADDRESS"],
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+        )
+
+
+def config() -> ConfigDict:
+    """Return the resolved config, locked."""
+    return flags.FLAGS.config
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    except AttributeError as error:  # an override of a key that the config lacks
+        raise ValueError(f"--config: {error}") from error
+    except (TypeError, KeyError, SyntaxError, ImportError) as error:
+        raise ValueError(f"--config: {error}") from error

@@ -1,0 +1,130 @@
+"""What a run leaves behind and shows while it goes: record, metrics, progress."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+PACKAGES = ("l2f_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Describe what the numbers of a run were computed with."""
+    device = jax.devices()[0]
+    return {
+        "command": sys.argv,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file completely or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Recorder:
+    """Metrics to metrics.jsonl and TensorBoard, and progress to the screen.
+
+    A terminal gets a bar with the time left, anything else plain lines. In a run of
+    several processes only the first records and shows.
+
+    Args:
+      run: the run directory.
+      step: where the run starts; what an interrupted run recorded after it is dropped,
+        as those steps are taken again.
+      total: the run's last step.
+    """
+
+    def __init__(self, run: Path, step: int, total: int):
+        self.active = jax.process_index() == 0
+        self.start, self.total, self.began = step, total, time.monotonic()
+        self.console = Console(stderr=True, quiet=not self.active)
+        if not self.active:
+            return
+        self.path = run / "metrics.jsonl"
+        _drop_after(self.path, step)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=total, completed=step)
+        self.bar.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of a step."""
+        if not self.active:
+            return
+        line = json.dumps({"step": step, **{k: float(v) for k, v in values.items()}})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, float(value), step)
+        self.bar.update(self.task, completed=step)
+
+    def say(self, message: str) -> None:
+        """Show one line."""
+        if self.active:
+            self.console.print(message, highlight=False, soft_wrap=True)
+
+    def time_left(self, step: int) -> str:
+        """Estimate the time that is left, as h:mm:ss."""
+        done = max(step - self.start, 1)
+        seconds = (time.monotonic() - self.began) / done * (self.total - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.active:
+            self.bar.stop()
+            self.board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Return the records of metrics.jsonl in order; a torn last line is left out."""
+    path, records = run / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
+    if path.exists():
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), "utf-8")
+        os.replace(partial, path)

@@ -1,0 +1,192 @@
+"""Meta-train: the one loop for all problems.
+
+    python experiments/train.py --config=configs/classification/icons.py --run=runs/icons
+
+Started again with the same arguments, it goes on where it was interrupted, bit for bit.
+"""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from experiments import launch
+from experiments.recording import Recorder, environment, write_json
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.evaluation import interval
+from l2f_jax.outer import TrainState
+from l2f_jax.problems import Experiment, build
+
+
+class Interruption:
+    """Remember a SIGTERM or SIGINT until the loop can save; a second one kills."""
+
+    def __init__(self):
+        self.received = False
+        self.previous = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number, frame) -> None:
+        self.received = True
+        signal.signal(number, self.previous[number])
+
+    def agreed(self, step: int) -> bool:
+        """Say whether to stop at this step, the same in all processes."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.received
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def train(config: ConfigDict, run: Path) -> bool:
+    """Train a config in a run directory, from its latest checkpoint if it has one.
+
+    Returns whether the run is complete; False after an interruption, with the state
+    saved. Raises ValueError for a bad config, or a directory of another run, and
+    FloatingPointError when the loss is not finite.
+    """
+    experiment = build(config)
+    claim(run, config, experiment)
+    keep = experiment.evaluation.ensemble
+    with Checkpoints(run / "checkpoints", keep_best=keep) as checkpoints:
+        state = experiment.init(config.seed)
+        restored = checkpoints.restore_latest(state)
+        if restored is not None:
+            state, _ = restored
+        step, total = int(state.step), experiment.schedule.iterations
+        with Recorder(run, step, total) as recorder, Interruption() as interruption:
+            recorder.say(f"{run}: step {step} of {total}; {experiment.protocol}")
+            while step < total and not interruption.agreed(step):
+                state, step = train_epoch(
+                    experiment, state, step, recorder, interruption, checkpoints
+                )
+                if step == experiment.schedule.boundary(step - 1):
+                    score = validate(experiment, state, step, recorder)
+                else:  # interrupted
+                    score = None
+                checkpoints.save(step, state, score=score)
+        recorder.say(f"{run}: {'complete' if step == total else 'interrupted'} at {step}")
+    return step == total
+
+
+def train_epoch(
+    experiment: Experiment,
+    state: TrainState,
+    step: int,
+    recorder: Recorder,
+    interruption: Interruption,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, int]:
+    """Train to the next boundary, or less if interrupted."""
+    schedule = experiment.schedule
+    boundary, pending = schedule.boundary(step), None
+    while step < boundary and not interruption.agreed(step):
+        iterations = min(schedule.iterations_per_dispatch, boundary - step)
+        state, metrics = experiment.update(state, step, iterations)
+        # Metrics are fetched one dispatch late, so that the device never waits.
+        if pending is not None:
+            record(*pending, recorder, checkpoints)
+        pending = step, metrics
+        step += iterations
+    if pending is not None:
+        record(*pending, recorder, checkpoints)
+    return state, step
+
+
+def record(
+    step: int, metrics: dict[str, Any], recorder: Recorder, checkpoints: Checkpoints
+) -> None:
+    """Record the mean of a dispatch that began at `step`; stop if one is not finite."""
+    values = {name: np.asarray(x) for name, x in metrics.items()}
+    for name, x in values.items():
+        if not np.isfinite(x).all():
+            where = step + int(np.argmin(np.isfinite(x))) + 1
+            good = checkpoints.latest
+            raise FloatingPointError(
+                f"{name} is not finite at step {where}; the last good checkpoint is "
+                + ("none" if good is None else f"step {good}")
+            )
+    last = step + len(x)
+    recorder.log(last, {name: x.mean() for name, x in values.items()})
+
+
+def validate(
+    experiment: Experiment, state: TrainState, step: int, recorder: Recorder
+) -> float:
+    """Score the state on the fixed validation tasks after the last inner step."""
+    predictions = experiment.predict(
+        state.meta,
+        state.stats,
+        "val",
+        experiment.evaluation.validation_tasks,
+        points=(experiment.steps,),
+    )
+    scores = {k: interval(v[:, 0]) for k, v in experiment.scores(predictions).items()}
+    recorder.log(step, {f"validation/{k}": v.mean for k, v in scores.items()})
+    shown = ", ".join(f"{k} {v.mean:.4f} +- {v.half:.4f}" for k, v in scores.items())
+    recorder.say(f"step {step}: validation {shown}; {recorder.time_left(step)} left")
+    return scores[experiment.score].mean
+
+
+def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
+    """Write run.json, or check that the one there is of the same experiment.
+
+    Only `training.iterations` may change, and only where the outer rate does not
+    depend on it.
+    """
+    if jax.process_index() != 0:
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    path, resolved = run / "run.json", json.loads(config.to_json())
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, old, new in differences(before["config"], resolved):
+            constant = config.optimiser.lr == config.optimiser.min_lr
+            if key != "training.iterations" or not constant:
+                raise ValueError(
+                    f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "
+                    "--run, or the same config to resume it"
+                )
+    elif any(run.iterdir()):
+        raise ValueError(f"--run ({run}) holds files but no run.json; name a new folder")
+    record = {"config": resolved, "data": experiment.facts, **environment()}
+    write_json(path, {"protocol": experiment.protocol, **record})
+
+
+def differences(old: dict, new: dict, prefix: str = ""):
+    """Yield (key, old value, new value) where two resolved configs differ."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
+
+
+def main() -> None:
+    run = Path(flags.FLAGS.run)
+    try:
+        complete = train(launch.config(), run)
+    except FloatingPointError as error:
+        raise SystemExit(f"train.py: {error}") from error
+    if not complete:
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    launch.config_flag()
+    flags.DEFINE_string("run", None, "the run directory", required=True)
+    launch.run(main)

@@ -1,0 +1,1 @@
+"""Learning to Forget for Meta-Learning (L2F) and the MAML family in JAX."""

@@ -1,0 +1,52 @@
+"""The choices that depend on the machine, made in this one place.
+
+convolution: "im2col" writes a convolution as one matrix product of shifted slices;
+"xla" calls `lax.conv_general_dilated`. Both compute the same values.
+task_map: "map" adapts the tasks of a meta-batch one after another (`lax.map`), "vmap"
+all at once.
+
+On CPUs both choices are measured: the gradients of XLA's own convolution are about 20
+times slower inside a loop, and the inner steps are a loop; one task at a time keeps
+one task's memory. On GPUs and TPUs the defaults have NOT been measured: `vmap` turns a
+convolution whose kernels differ between tasks into a grouped one, known to be slow in
+its gradients, hence matrix products there too, and all tasks at once fill the device.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+CONVOLUTIONS = ("im2col", "xla")
+TASK_MAPS = ("map", "vmap")
+
+
+def convolution(choice: str = "auto", platform: str | None = None) -> str:
+    """Return how to compute convolutions: "im2col" or "xla".
+
+    Args:
+      choice: "auto", or one of the two to have it whatever the machine.
+      platform: "cpu", "gpu", "tpu"; None asks JAX for its default backend.
+    """
+    del platform  # every platform has the same default
+    return _resolve("conv", choice, CONVOLUTIONS, "im2col")
+
+
+def task_map(choice: str = "auto", platform: str | None = None) -> str:
+    """Return how to go through the tasks of a meta-batch: "map" or "vmap".
+
+    Args:
+      choice: "auto", or one of the two to have it whatever the machine.
+      platform: "cpu", "gpu", "tpu"; None asks JAX for its default backend.
+    """
+    platform = platform or jax.default_backend()
+    return _resolve(
+        "task_map", choice, TASK_MAPS, "map" if platform == "cpu" else "vmap"
+    )
+
+
+def _resolve(name: str, choice: str, choices: Sequence[str], default: str) -> str:
+    if choice not in ("auto", *choices):
+        raise ValueError(
+            f"`{name}` ({choice!r}) must be one of auto, {', '.join(choices)}"
+        )
+    return default if choice == "auto" else choice

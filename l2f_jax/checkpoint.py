@@ -1,0 +1,254 @@
+"""Save a training run so that it resumes exactly, whatever moment it is killed at.
+
+One folder per saved step, `directory/<step>`, holds the state (arrays, by Orbax) and a
+record (JSON: the caller's metadata, the table of the best steps, the shape and dtype of
+every leaf). Kept are the newest step and the steps in its table, so ranking can never
+delete the newest. Orbax renames a folder into place only when it is complete and
+deletes afterwards: a folder that exists is whole, and the newest one says which others
+count. Everything else is left over from a killed process and goes with a later save.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+_STATE, _RECORD = "state", "record"
+_UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest and the `keep_best` best, saved in the
+    background.
+
+    Use as a context manager. With several processes, all of them make the same calls
+    on a shared directory, with arrays replicated over the devices of all; Orbax writes
+    each array once and process 0 writes the record.
+
+    Args:
+      directory: the run's own folder for checkpoints; created if missing.
+      keep_best: how many of the best steps to keep, >= 0.
+      read_only: never create, clean or delete anything; for evaluating a run, also
+        one that is still being trained.
+    Raises:
+      ValueError: if `directory` holds files but no checkpoints or, when `read_only`,
+        does not exist or is empty; if `keep_best` < 0.
+    """
+
+    def __init__(
+        self, directory: str | Path, keep_best: int = 3, *, read_only: bool = False
+    ):
+        if keep_best < 0:
+            raise ValueError(f"`keep_best` ({keep_best}) must be >= 0")
+        self._directory = Path(directory).absolute()
+        _check_directory(self._directory, must_exist=read_only)
+        self._keep_best = keep_best
+        self._read_only = read_only
+        self._kept = _KeepSteps()
+        self._manager = _manager(self._directory, self._kept, read_only)
+        self._best = self._read_best()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest saved step, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> list[tuple[int, float]]:
+        """(step, score) of the best steps, best first; of equals the later first."""
+        return list(self._best)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metadata: dict | None = None,
+        *,
+        score: float | None = None,
+    ) -> None:
+        """Start saving a step; the state may be donated or overwritten at once.
+
+        Saving the newest step again does nothing: a state is determined by its step.
+
+        Args:
+          step: greater than every step saved before.
+          state: any tree of arrays, typed keys included.
+          metadata: what JSON can hold; given back by the restore.
+          score: finite, higher is better (validation accuracy); the step is kept as
+            long as it is among the `keep_best` best. None: not a candidate.
+        Raises:
+          ValueError: if `step` lies before the newest, `score` is not finite or the
+            run was opened with `read_only`.
+        """
+        if self._read_only:
+            raise ValueError(f"'{self._directory}' was opened with `read_only`")
+        if self.latest is not None and step <= self.latest:
+            if step == self.latest:
+                return
+            raise ValueError(f"`step` ({step}) must exceed the newest, {self.latest}")
+        best = self._best
+        if score is not None:
+            best = _insert(best, step, float(score))[: self._keep_best]
+        record = {"metadata": metadata or {}, "best": best, "leaves": _describe(state)}
+        # Fail, and take the snapshot, here rather than in the writing thread.
+        record = json.loads(json.dumps(record))
+        self._best = best
+        self._kept.steps = {step, *(entry[0] for entry in self._best)}
+        args = {
+            _STATE: ocp.args.StandardSave(state),
+            _RECORD: ocp.args.JsonSave(record),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def restore_latest(self, like: Any) -> tuple[Any, dict] | None:
+        """Return (state, metadata) of the newest step, None if nothing was saved.
+
+        Args:
+          like: a tree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes
+            and dtypes of the state. Arrays come back with the sharding that their
+            counterpart here has (none: the first local device), NumPy as NumPy.
+        Raises:
+          ValueError: if a leaf is missing, left over, or of another shape or dtype.
+        """
+        return None if self.latest is None else self._restore(self.latest, like)
+
+    def restore_best(self, rank: int, like: Any) -> tuple[Any, dict]:
+        """Return (state, metadata) of the best step (`rank` 0), the second best, ...
+
+        `like` and errors as for `restore_latest`; ValueError also if `rank` is not
+        among the kept ones.
+        """
+        if not 0 <= rank < len(self._best):
+            raise ValueError(
+                f"`rank` ({rank}) must be in [0, {len(self._best)}), the scored "
+                f"checkpoints in '{self._directory}'"
+            )
+        return self._restore(self._best[rank][0], like)
+
+    def wait(self) -> None:
+        """Block until all saves are complete; raise the error of one that failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release the threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        self.wait()
+        record = self._record(step)
+        _check_leaves(record["leaves"], _describe(like), self._directory / str(step))
+        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(_target, like))}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return restored[_STATE], record["metadata"]
+
+    def _record(self, step: int) -> dict:
+        if not (self._directory / str(step) / _RECORD).is_dir():
+            raise ValueError(
+                f"'{self._directory / str(step)}' is not a checkpoint of this program"
+            )
+        args = {_RECORD: ocp.args.JsonRestore()}
+        return self._manager.restore(step, args=ocp.args.Composite(**args))[_RECORD]
+
+    def _read_best(self) -> list[tuple[int, float]]:
+        if self.latest is None:
+            return []
+        saved = set(self._manager.all_steps())
+        table = self._record(self.latest)["best"]
+        return [(s, score) for s, score in table if s in saved][: self._keep_best]
+
+
+class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserve a set of steps that changes with every save."""
+
+    def __init__(self):
+        self.steps: set[int] = set()
+
+    def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
+
+
+def _manager(directory: Path, kept: _KeepSteps, read_only: bool):
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=kept,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+    )
+    return ocp.CheckpointManager(
+        directory, options=options, item_names=(_STATE, _RECORD)
+    )
+
+
+def _check_directory(directory: Path, must_exist: bool) -> None:
+    """Refuse a folder that is evidently not one of checkpoints."""
+    if not directory.exists() and not must_exist:
+        return
+    if not directory.is_dir():
+        fault = "is a file" if directory.exists() else "does not exist"
+        raise ValueError(f"`directory` ('{directory}') {fault}")
+    visible = [entry for entry in directory.iterdir() if entry.name[0] != "."]
+    others = [entry.name for entry in visible if not _UNFINISHED.match(entry.name)]
+    ours = any((directory / name / _RECORD).is_dir() for name in others)
+    if others and not ours:
+        raise ValueError(
+            f"`directory` ('{directory}') holds no checkpoints but '{min(others)}'"
+        )
+    if must_exist and not others:
+        raise ValueError(f"`directory` ('{directory}') holds no checkpoints")
+
+
+def _insert(
+    best: list[tuple[int, float]], step: int, score: float
+) -> list[tuple[int, float]]:
+    """Add to a table that is sorted by score, then step, both descending."""
+    if not math.isfinite(score):
+        raise ValueError(f"`score` ({score}) of step {step} must be finite")
+    return sorted([*best, (step, score)], key=lambda e: (e[1], e[0]), reverse=True)
+
+
+def _describe(state: Any) -> dict[str, str]:
+    """Return {path of the leaf: dtype[shape]}."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{leaf.dtype}{list(leaf.shape)}"
+            if hasattr(leaf, "dtype")
+            else type(leaf).__name__
+        )
+        for path, leaf in leaves
+    }
+
+
+def _check_leaves(saved: dict[str, str], wanted: dict[str, str], where: Path) -> None:
+    """Compare leaf by leaf: Orbax itself would cast a differing dtype silently."""
+    paths = sorted(saved.keys() | wanted.keys())
+    wrong = [path for path in paths if saved.get(path) != wanted.get(path)]
+    if wrong:
+        path, more = wrong[0], len(wrong) - 1
+        raise ValueError(
+            f"'{where}' does not fit: leaf '{path}' is {saved.get(path, 'missing')} "
+            f"there, {wanted.get(path, 'missing')} here"
+            + (f" (and {more} other leaves differ)" if more else "")
+        )
+
+
+def _target(leaf: Any) -> Any:
+    """Give an abstract leaf without sharding a device that exists here.
+
+    Orbax would look for the device that the leaf was saved from.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+    return leaf

@@ -1,0 +1,138 @@
+"""Judging a learner: outputs after every inner step on fixed tasks, and their scores.
+
+Scores are first computed per task; intervals are over tasks, because the predictions of
+one task are correlated.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from l2f_jax.inner import constant
+from l2f_jax.parallel import REPLICATED, map_over_tasks
+from l2f_jax.types import Array, Learner, MetaParams, Stats
+
+
+class Predictions(NamedTuple):
+    """outputs [tasks, points, queries, ...] after `points` inner steps each, and the
+    targets [tasks, queries, ...] they are judged by; on the host.
+    """
+
+    outputs: np.ndarray
+    targets: np.ndarray
+
+
+class Interval(NamedTuple):
+    """mean +- half: a 95 % interval over `tasks` independent task scores."""
+
+    mean: float
+    half: float
+    tasks: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} +- {100 * self.half:.2f} %"
+
+
+def make_predict(
+    learner: Learner,
+    episode: Callable[[Any, Any], Any],
+    *,
+    steps: int,
+    points: Sequence[int] | None = None,
+    mesh: Mesh,
+    at_once: int = 1,
+) -> Callable[[MetaParams, Stats, Any, Any], Predictions]:
+    """Build the jitted evaluation pass.
+
+    Args:
+      learner: how a task is adapted.
+      episode: (shared, item) -> Episode, without augmentation.
+      steps: inner steps taken.
+      points: after how many of them to predict; all of 0 .. steps by default.
+      at_once: tasks that a device adapts at once.
+    Returns:
+      predict(meta, stats, shared, items [tasks, ...]) -> Predictions. Any number of
+      tasks: the last group is filled up with copies, which are cut off again.
+    Raises:
+      ValueError: a point outside 0 .. steps.
+    """
+    points = range(steps + 1) if points is None else points
+    if not points or min(points) < 0 or max(points) > steps:
+        raise ValueError(f"`points` ({list(points)}) must lie in 0 .. {steps}")
+
+    def task(shared, item):
+        meta, stats, data = shared
+        support, query = episode(data, item)
+        # Nothing differentiates through this adaptation, so nothing is stored for it.
+        adapted = learner.adapt(meta, stats, constant(support), steps, first_order=True)
+
+        def at_point(t: Array) -> Array:
+            return learner.predict(adapted, t, query.inputs, phase="test")[0]
+
+        return jax.lax.map(at_point, jnp.asarray(points)), query.targets
+
+    def run(meta, stats, shared, items):
+        return map_over_tasks(task, items, (meta, stats, shared), mesh, at_once)
+
+    compiled = jax.jit(run, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def predict(meta: MetaParams, stats: Stats, shared, items) -> Predictions:
+        tasks = len(jax.tree.leaves(items)[0])
+        group = mesh.size * at_once
+        filled = np.minimum(np.arange(-(-tasks // group) * group), tasks - 1)
+        outputs, targets = compiled(
+            meta, stats, shared, jax.tree.map(lambda x: x[filled], items)
+        )
+        return Predictions(np.asarray(outputs)[:tasks], np.asarray(targets)[:tasks])
+
+    return predict
+
+
+def task_accuracies(predictions: Predictions) -> np.ndarray:
+    """Return each task's accuracy after each point, [tasks, points], in [0, 1]."""
+    hits = predictions.outputs.argmax(-1) == predictions.targets[:, None]
+    return hits.mean(-1)
+
+
+def task_cross_entropies(predictions: Predictions) -> np.ndarray:
+    """Return each task's mean query cross-entropy after each point, [tasks, points]."""
+    logits = np.asarray(predictions.outputs, np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    labels = predictions.targets[:, None, :, None]
+    return -np.take_along_axis(log_probabilities, labels, axis=-1).mean((-2, -1))
+
+
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """Average the logits of several checkpoints on the same tasks (before softmax).
+
+    The official code's test protocol, with the three best checkpoints by validation.
+    """
+    first = members[0]
+    if any(not np.array_equal(m.targets, first.targets) for m in members):
+        raise ValueError("`members` predict different tasks; an ensemble needs the same")
+    mean = np.mean([m.outputs for m in members], axis=0)
+    return Predictions(mean, first.targets)
+
+
+def interval(scores: np.ndarray) -> Interval:
+    """Return the mean of task scores [tasks] and its 95 % interval, 1.96 s / sqrt(n).
+
+    s is the sample standard deviation over tasks. With a single task the half width is
+    not a number.
+    """
+    scores = np.asarray(scores, np.float64)
+    n = len(scores)
+    half = 1.96 * scores.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    return Interval(float(scores.mean()), float(half), n)
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Interval:
+    """Return the interval of a - b for scores [tasks] of two methods on the same tasks."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"paired scores differ in shape: {np.shape(a)}, {np.shape(b)}")
+    return interval(np.asarray(a) - np.asarray(b))

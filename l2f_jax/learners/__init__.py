@@ -1,0 +1,1 @@
+"""Learners: adaptation and prediction for one task."""

@@ -1,0 +1,107 @@
+"""The gradient-based learner: every member of the MAML family is one of these."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from l2f_jax.inner import unroll
+from l2f_jax.tree import at, merge, split
+from l2f_jax.types import (
+    Adapted,
+    Array,
+    InitTransform,
+    InnerRule,
+    Learner,
+    MetaParams,
+    Model,
+    Params,
+    Phase,
+    Source,
+    Stats,
+    TaskLoss,
+    TaskView,
+)
+
+
+def gradient_learner(
+    model: Model,
+    loss: TaskLoss,
+    *,
+    fast: Callable[[str], bool],
+    transform: InitTransform,
+    rule: InnerRule,
+    remat: bool = True,
+) -> Learner:
+    """Adapt by gradient steps from a transformed initialisation.
+
+    theta_bar = transform(theta); theta'_0 = theta_bar;
+    theta'_t = rule(theta'_{t-1}, grad L(theta'_{t-1})), t = 1 .. steps (Algorithm 1).
+
+    Args:
+      model: the network.
+      loss: the task loss of the inner loop.
+      fast: which paths move in the inner loop; the others are shared by all tasks.
+      transform: where the inner loop starts.
+      rule: how the fast parameters move.
+      remat: see `inner.unroll`.
+    Raises:
+      ValueError (from init): `fast` selects no parameter.
+    """
+
+    def init(key: Array, inputs: Array) -> tuple[MetaParams, Stats]:
+        # The network draws first and alone, so that every transform and rule starts
+        # from the same network.
+        model_key, transform_key = jax.random.split(key)
+        params, stats = model.init(model_key, inputs)
+        moving, _ = split(params, fast)
+        if not moving:
+            raise ValueError(f"`fast` selects none of {', '.join(params)}")
+        phi, alpha = transform.init(transform_key, params), rule.init(moving)
+        return MetaParams(params, phi, alpha), stats
+
+    def adapt(
+        meta: MetaParams,
+        stats: Stats,
+        source: Source,
+        steps: int,
+        *,
+        first_order: bool = False,
+        key: Array | None = None,
+    ) -> Adapted:
+        def full_loss(params: Params, stats: Stats, data, step):
+            key_t = None if key is None else jax.random.fold_in(key, step)
+            return loss(params, stats, data, phase="support", step=step, key=key_t)
+
+        data = source(meta.params, 0)
+        view = TaskView(lambda params: full_loss(params, stats, data, 0)[0], data)
+        start = transform.apply(meta.transform, meta.params, view)
+        moving, shared = split(start, fast)
+        path, seen = unroll(
+            lambda x, s, d, t: full_loss({**x, **shared}, s, d, t),
+            rule.optimiser(meta.rule),
+            moving,
+            stats,
+            source,
+            steps,
+            first_order=first_order,
+            remat=remat,
+        )
+        return Adapted(path, shared, seen)
+
+    def predict(
+        adapted: Adapted,
+        t: int | Array,
+        inputs: Array,
+        *,
+        phase: Phase,
+        key: Array | None = None,
+    ) -> tuple[Array, Stats]:
+        params = merge(at(adapted.path, t), adapted.shared)
+        # Per-step tensors are indexed by the last step taken (the official code's rule).
+        step = jnp.maximum(t - 1, 0)
+        return model.apply(
+            params, at(adapted.stats, t), inputs, phase=phase, step=step, key=key
+        )
+
+    return Learner(init, adapt, predict)

@@ -1,0 +1,111 @@
+"""From one task to a batch of tasks, on one device or many.
+
+The tasks of a meta-batch are sharded over a mesh with the single axis "tasks"; on each
+device they are adapted `at_once` at a time. Functions stay per task.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from l2f_jax.types import Array
+
+AXIS = "tasks"
+SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
+
+
+def task_mesh(devices: int | None = None) -> Mesh:
+    """Lay all devices of all processes (or the first few) along the tasks axis."""
+    devices = devices or jax.device_count()
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divisible(tasks: int, mesh: Mesh) -> None:
+    """Raise ValueError unless every device gets equally many tasks."""
+    if tasks < 1 or tasks % mesh.size:
+        raise ValueError(
+            f"`tasks` ({tasks}) must be a positive multiple of the {mesh.size} "
+            "device(s) that share them"
+        )
+
+
+def tasks_at_once(how: str, tasks: int, mesh: Mesh) -> int:
+    """Return how many tasks a device adapts at once: all of its ("vmap") or 1 ("map")."""
+    return tasks // mesh.size if how == "vmap" else 1
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Put host arrays, the same in every process, on every device of the mesh."""
+    sharding = NamedSharding(mesh, REPLICATED)
+    place = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: place(sharding, np.asarray(x)), tree)
+
+
+def share(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Put each process's own slice of the tasks axis on its devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+    place = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: place(sharding, np.asarray(x)), tree)
+
+
+def sum_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: int):
+    """Sum fn(shared, task) over the leading axis of `tasks`, on all devices.
+
+    Each device keeps only a running sum and the tasks in hand, so memory does not grow
+    with the number of tasks when `at_once` is 1.
+    """
+
+    def local(tasks, shared):
+        def group_sum(group):
+            results = jax.vmap(lambda task: fn(shared, task))(group)
+            return jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
+
+        def single(group):
+            return fn(shared, jax.tree.map(lambda x: x[0], group))
+
+        groups, one = _groups(tasks, at_once), single if at_once == 1 else group_sum
+        start = jax.tree.map(lambda x: x[0], groups)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, start)
+        )
+
+        def add(total, group):
+            return jax.tree.map(jnp.add, total, one(group)), None
+
+        return jax.lax.psum(jax.lax.scan(add, zero, groups)[0], AXIS)
+
+    return _on_devices(local, mesh, REPLICATED)(tasks, shared)
+
+
+def map_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: int):
+    """Stack fn(shared, task) over the leading axis of `tasks`, on all devices."""
+
+    def local(tasks, shared):
+        if at_once == 1:
+            return jax.lax.map(lambda task: fn(shared, task), tasks)
+        mapped = jax.lax.map(
+            jax.vmap(lambda task: fn(shared, task)), _groups(tasks, at_once)
+        )
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
+
+    return _on_devices(local, mesh, SHARDED)(tasks, shared)
+
+
+def _on_devices(local: Callable, mesh: Mesh, out: PartitionSpec) -> Callable:
+    # Gradients are taken inside, of replicated parameters. Without the check of varying
+    # axes they stay each device's own until the explicit psum; with it they would come
+    # out already summed, and the psum would count them once per device.
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(SHARDED, REPLICATED), out_specs=out, check_vma=False
+    )
+
+
+def _groups(tasks: Any, size: int) -> Any:
+    def fold(x: Array) -> Array:
+        return x.reshape(-1, size, *x.shape[1:])
+
+    return jax.tree.map(fold, tasks)

@@ -1,0 +1,26 @@
+"""From a config to an Experiment."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2f_jax.problems.classification import classification
+from l2f_jax.problems.experiment import Experiment
+from l2f_jax.problems.sections import call
+
+__all__ = ["Experiment", "build"]
+
+PROBLEMS = {"classification": classification}
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Build the experiment that a config describes.
+
+    Raises:
+      ValueError: one sentence naming the key, for anything wrong in the config.
+    """
+    sections = dict(config)
+    problem = sections.pop("problem", None)
+    sections.pop("seed", None)  # of Experiment.init
+    if problem not in PROBLEMS:
+        raise ValueError(f"`problem` ({problem!r}) must be one of {', '.join(PROBLEMS)}")
+    return call(PROBLEMS[problem], sections, "")

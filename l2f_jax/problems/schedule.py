@@ -1,0 +1,104 @@
+"""How long a run is, how many tasks it takes, which program runs when, how it is judged."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from l2f_jax.outer import REDUCTIONS
+
+
+class Program(NamedTuple):
+    """What distinguishes one compiled training step of a run from another."""
+
+    first_order: bool
+    multi_step: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The `training` section of a config.
+
+    iterations: meta-iterations of a run.
+    iterations_per_epoch: how often it is validated and saved.
+    iterations_per_dispatch: run by one call of the compiled step.
+    tasks: the meta-batch, over all devices together.
+    reduction: of the tasks' losses; "sum" (the official L2F code) or "mean".
+    order: 2 differentiates through the inner steps, 1 never does (first-order MAML).
+    first_order_epochs: epochs at the start that are first order whatever `order`.
+    multi_step_epochs: epochs at the start that use the multi-step loss, its weights
+      moving to the last step over them (MAML++); 0 uses the query loss throughout.
+    task_map: "map", "vmap" or "auto", see `backend.task_map`.
+    """
+
+    iterations: int
+    iterations_per_epoch: int
+    iterations_per_dispatch: int
+    tasks: int
+    reduction: str
+    order: int
+    first_order_epochs: int
+    multi_step_epochs: int
+    task_map: str
+
+    def __post_init__(self):
+        least = {
+            "iterations": 1,
+            "iterations_per_epoch": 1,
+            "iterations_per_dispatch": 1,
+            "tasks": 1,
+            "first_order_epochs": 0,
+            "multi_step_epochs": 0,
+        }
+        _check_least("training", vars(self), least)
+        if self.order not in (1, 2):
+            raise ValueError(f"`training.order` ({self.order}) must be 1 or 2")
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(
+                f"`training.reduction` ({self.reduction!r}) must be one of "
+                f"{', '.join(REDUCTIONS)}"
+            )
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a run, the last one possibly cut short."""
+        return -(-self.iterations // self.iterations_per_epoch)
+
+    def program(self, step: int) -> Program:
+        """Return what runs at an iteration."""
+        epoch = step // self.iterations_per_epoch
+        return Program(
+            first_order=self.order == 1 or epoch < self.first_order_epochs,
+            multi_step=epoch < self.multi_step_epochs,
+        )
+
+    def boundary(self, step: int) -> int:
+        """Return the first iteration after `step` that begins an epoch or ends the run.
+
+        Programs change only there, so no dispatch that stops at it crosses a change.
+        """
+        epoch = step // self.iterations_per_epoch + 1
+        return min(epoch * self.iterations_per_epoch, self.iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The `evaluation` section of a config.
+
+    validation_tasks: fixed tasks of the split "val" after every epoch.
+    test_tasks: fixed tasks of the split "test" in `experiments/evaluate.py`.
+    ensemble: how many of the best checkpoints are kept, and averaged at test.
+    """
+
+    validation_tasks: int
+    test_tasks: int
+    ensemble: int
+
+    def __post_init__(self):
+        _check_least("evaluation", vars(self), dict.fromkeys(vars(self), 1))
+
+
+def _check_least(section: str, values: dict, least: dict[str, int]) -> None:
+    for name, minimum in least.items():
+        if values[name] < minimum:
+            raise ValueError(
+                f"`{section}.{name}` ({values[name]}) must be at least {minimum}"
+            )

@@ -1,0 +1,266 @@
+"""Where the inner loop starts: initialisation transforms, L2F's attenuation first.
+
+theta_bar = gamma * theta (+ delta), with (gamma, delta) spread over a scope, generated
+from an embedding of the task or learned freely.
+Reference: Baik et al., Learning to Forget for Meta-Learning, CVPR 2020, Sec. 3.4.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from l2f_jax.scopes import KINDS, pool, scope_of, spread
+from l2f_jax.tree import split
+from l2f_jax.types import Array, InitTransform, Params, TaskView
+
+SQUASHES: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "none": lambda x: x,
+}
+
+
+class Embedding(NamedTuple):
+    """What a task looks like: size(params) -> int;  apply(params, view) -> [size]."""
+
+    size: Callable[[Params], int]
+    apply: Callable[[Params, TaskView], Array]
+
+
+class Generator(NamedTuple):
+    """Coefficients from an embedding.
+
+    init(key, inputs, gains, shifts, dtype) -> phi: how many of each to generate;
+    apply(phi, embedding [inputs]) -> [gains + shifts].
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[[Any, Array], Array]
+
+
+def is_not_norm(path: str) -> bool:
+    """Say whether a path names a tensor outside the norm layers (the official choice)."""
+    return "norm" not in path
+
+
+def everything(path: str) -> bool:
+    """Say yes to every path."""
+    return True
+
+
+def identity() -> InitTransform:
+    """Start at theta itself: MAML."""
+    return InitTransform(lambda key, params: (), lambda phi, params, view: params)
+
+
+def chain(*transforms: InitTransform) -> InitTransform:
+    """Apply transforms in order; each sees the parameters that the one before made."""
+
+    def init(key: Array, params: Params) -> tuple:
+        keys = jax.random.split(key, max(len(transforms), 1))
+        return tuple(t.init(k, params) for t, k in zip(transforms, keys, strict=False))
+
+    def apply(phi: tuple, params: Params, view: TaskView) -> Params:
+        for transform, part in zip(transforms, phi, strict=True):
+            params = transform.apply(part, params, view)
+        return params
+
+    return InitTransform(init, apply)
+
+
+def modulate(
+    *,
+    scope: str,
+    generator: Generator,
+    embedding: Embedding,
+    squash: str = "sigmoid",
+    affine: bool = False,
+    select: Callable[[str], bool] = is_not_norm,
+) -> InitTransform:
+    """Scale, and with `affine` shift, the initialisation by generated coefficients.
+
+    gamma = squash(v[:m]), delta = v[m:], v = generator(embedding(task)), and
+    theta_bar^j = gamma^j theta^j + delta^j for the m coefficients j of `scope`.
+
+    Args:
+      scope: which numbers share a coefficient, one of `scopes.KINDS`.
+      generator: `mlp()` or `free()`.
+      embedding: `gradients()`, `prototypes()` or `nothing()`.
+      squash: "sigmoid" keeps gamma in (0, 1); "none" leaves it unbounded (Table 6).
+      affine: also generate delta (never squashed; Table 6, model 2).
+      select: which tensors are modulated; the others pass untouched.
+    Raises:
+      ValueError: unknown `scope` or `squash`.
+    """
+    if scope not in KINDS:
+        raise ValueError(f"`scope` ({scope!r}) must be one of {', '.join(KINDS)}")
+    if squash not in SQUASHES:
+        raise ValueError(f"`squash` ({squash!r}) must be one of {', '.join(SQUASHES)}")
+
+    def init(key: Array, params: Params) -> Any:
+        chosen, _ = split(params, select)
+        gains = scope_of(chosen, scope).size
+        dtype = jnp.result_type(*chosen.values())
+        shifts = gains if affine else 0
+        return generator.init(key, embedding.size(params), gains, shifts, dtype)
+
+    def apply(phi: Any, params: Params, view: TaskView) -> Params:
+        chosen, others = split(params, select)
+        where = scope_of(chosen, scope)
+        v = generator.apply(phi, embedding.apply(params, view))
+        gamma = spread(where, SQUASHES[squash](v[: where.size]))
+        start = {path: gamma[path] * x for path, x in chosen.items()}
+        if affine:
+            delta = spread(where, v[where.size :])
+            start = {path: x + delta[path] for path, x in start.items()}
+        return dict(sorted({**start, **others}.items()))
+
+    return InitTransform(init, apply)
+
+
+def attenuate(
+    scope: str = "layer",
+    *,
+    embedding: Embedding | None = None,
+    conditioned: bool = True,
+    squash: str = "sigmoid",
+    affine: bool = False,
+    layers: int = 2,
+    through: bool = False,
+    select: Callable[[str], bool] = is_not_norm,
+) -> InitTransform:
+    """Attenuate the initialisation per task and per layer: L2F.
+
+    gamma = g_phi(layer-wise mean support gradient), Eq. (4);
+    theta_bar^j = gamma^j theta^j, Eq. (3).
+
+    The same start could be reached as a zeroth inner update (gamma - 1) * theta; as a
+    transform it also moves tensors that the inner loop leaves alone.
+
+    Args:
+      scope: which numbers share a gamma (Table 4); "layer" is the official tensor-wise
+        reading, "module" takes weight and bias of a layer together.
+      embedding: what g_phi sees; by default `gradients(through=through)`, the mean
+        support gradient of each tensor.
+      conditioned: False learns gamma itself, from 1, without g_phi (Table 4).
+      squash, affine: see `modulate` (Table 6).
+      layers: linear layers of g_phi; 2 as the official code, 3 as the paper's text.
+      select: the attenuated tensors; all but the norm layers' by default.
+    Raises:
+      ValueError: unknown `scope` or `squash`, or `layers` < 1.
+    """
+    if conditioned:
+        seen = embedding or gradients(through=through, select=select)
+        generator = mlp(layers)
+    else:
+        generator, seen = free(), nothing()
+    return modulate(
+        scope=scope,
+        generator=generator,
+        embedding=seen,
+        squash=squash,
+        affine=affine,
+        select=select,
+    )
+
+
+def gradients(
+    scope: str = "layer",
+    *,
+    through: bool = False,
+    select: Callable[[str], bool] = is_not_norm,
+) -> Embedding:
+    """Embed a task as the mean of its support gradient over each part of a scope.
+
+    e^j = mean over j of grad_theta L(f_theta; support), signed, not normalised.
+
+    Args:
+      scope: what is averaged over; the official code averages over each tensor.
+      through: let meta-gradients flow through e. The official code does not.
+      select: the tensors whose gradients count.
+    """
+
+    def size(params: Params) -> int:
+        return scope_of(split(params, select)[0], scope).size
+
+    def apply(params: Params, view: TaskView) -> Array:
+        params = params if through else jax.lax.stop_gradient(params)
+        chosen, others = split(params, select)
+        slope = jax.grad(lambda x: view.loss({**x, **others}))(chosen)
+        mean = pool(scope_of(chosen, scope), slope)
+        return mean if through else jax.lax.stop_gradient(mean)
+
+    return Embedding(size, apply)
+
+
+def prototypes(
+    features: Callable[[Params, Array], Array], size: int, ways: int
+) -> Embedding:
+    """Embed a task as the mean of its class prototypes (Table 5).
+
+    e = mean over classes of the mean feature of the class's support examples.
+
+    Args:
+      features: (params, inputs [n, ...]) -> [n, size]; close over a frozen network's
+        weights to use a pre-trained one.
+      size: the feature dimension.  ways: the number of classes of an episode.
+    """
+
+    def apply(params: Params, view: TaskView) -> Array:
+        x = features(params, view.data.inputs)
+        members = jax.nn.one_hot(view.data.targets, ways, dtype=x.dtype)
+        means = (members.T @ x) / jnp.sum(members, axis=0)[:, None]
+        return jnp.mean(means, axis=0)
+
+    return Embedding(lambda params: size, apply)
+
+
+def nothing() -> Embedding:
+    """Embed every task as the empty vector: for free coefficients."""
+    return Embedding(
+        lambda params: 0,
+        lambda params, view: jnp.zeros(0, jnp.result_type(*params.values())),
+    )
+
+
+def mlp(layers: int = 2) -> Generator:
+    """Generate coefficients by linear layers with ReLU between: g_phi.
+
+    All hidden layers are as wide as the embedding. Weights and biases start uniform in
+    +-1/sqrt(layer inputs), the official code's (PyTorch's) default.
+    """
+    if layers < 1:
+        raise ValueError(f"`layers` ({layers}) must be at least 1")
+
+    def init(key: Array, inputs: int, gains: int, shifts: int, dtype) -> Params:
+        widths = [*[inputs] * layers, gains + shifts]
+        bound, phi = inputs**-0.5, {}
+        for i, k in enumerate(jax.random.split(key, layers)):
+            shape = widths[i : i + 2]
+            kernel, bias = jax.random.split(k)
+            draw = dict(dtype=dtype, minval=-bound, maxval=bound)
+            phi[f"layer_{i}/kernel"] = jax.random.uniform(kernel, shape, **draw)
+            phi[f"layer_{i}/bias"] = jax.random.uniform(bias, shape[1:], **draw)
+        return phi
+
+    def apply(phi: Params, x: Array) -> Array:
+        for i in range(layers):
+            x = x @ phi[f"layer_{i}/kernel"] + phi[f"layer_{i}/bias"]
+            x = jax.nn.relu(x) if i < layers - 1 else x
+        return x
+
+    return Generator(init, apply)
+
+
+def free(value: float = 1.0) -> Generator:
+    """Learn the coefficients themselves, the same for every task.
+
+    Args:
+      value: where they start, before the squash; 1 is Table 4's. Shifts start at 0.
+    """
+
+    def init(key: Array, inputs: int, gains: int, shifts: int, dtype) -> Array:
+        return jnp.concatenate([jnp.full(gains, value, dtype), jnp.zeros(shifts, dtype)])
+
+    return Generator(init, lambda phi, embedding: phi)

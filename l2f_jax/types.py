@@ -1,0 +1,123 @@
+"""The types every module speaks: plain data in NamedTuples, functions in NamedTuples.
+
+Everything is written for one task. A batch of tasks is the same type with a leading
+`tasks` axis; `outer.make_update` and `evaluation` are the only places that map over it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+Array = jax.Array
+Params = dict[str, Array]  # path -> array, "conv_0/kernel"; flat, sorted by path
+Stats = dict[str, Array]  # statistics that a model threads; {} if it has none
+Data = Any  # opaque to the inner loop: a Batch, trajectories, ...
+Phase = Literal["support", "query", "test"]
+"""What a forward pass is for: adaptation on the support set, the query pass of
+meta-training, or the query pass of an evaluation. Only norm layers and dropout care."""
+
+
+class Batch(NamedTuple):
+    """Labelled examples: inputs [n, ...], targets [n] int32 (or [n, d] float)."""
+
+    inputs: Array
+    targets: Array
+
+
+class Episode(NamedTuple):
+    """One task: a support set to adapt on and a disjoint query set to be judged on."""
+
+    support: Batch
+    query: Batch
+
+
+class Model(NamedTuple):
+    """A network as pure functions.
+
+    init(key, inputs) -> (params, stats); `inputs` [n, ...] gives shapes only.
+    apply(params, stats, inputs, *, phase, step, key) -> (outputs, stats); `step` is the
+    inner step that indexes per-step tensors, `key=None` switches dropout off.
+    """
+
+    init: Callable[[Array, Array], tuple[Params, Stats]]
+    apply: Callable[..., tuple[Array, Stats]]
+
+
+class MetaParams(NamedTuple):
+    """All that the outer loop learns: theta, phi (attenuator) and alpha (rates)."""
+
+    params: Params
+    transform: Any
+    rule: Any
+
+
+class Adapted(NamedTuple):
+    """What adaptation returns.
+
+    path: fast parameters [steps + 1, ...]; index 0 is the start after the transform.
+    shared: the parameters that did not move.
+    stats: model statistics [steps + 1, ...] of the support pass at each path point.
+    """
+
+    path: Params
+    shared: Params
+    stats: Stats
+
+
+class TaskView(NamedTuple):
+    """A task as an initialisation transform sees it."""
+
+    loss: Callable[[Params], Array]  # support loss as a function of all parameters
+    data: Data
+
+
+class InitTransform(NamedTuple):
+    """Where the inner loop starts.
+
+    init(key, params) -> phi;  apply(phi, params, view: TaskView) -> params.
+    """
+
+    init: Callable[[Array, Params], Any]
+    apply: Callable[[Any, Params, TaskView], Params]
+
+
+class InnerRule(NamedTuple):
+    """By what rule the fast parameters move.
+
+    init(fast params) -> alpha (learned; () if nothing is);
+    optimiser(alpha) -> optax.GradientTransformation.
+    """
+
+    init: Callable[[Params], Any]
+    optimiser: Callable[[Any], optax.GradientTransformation]
+
+
+Source = Callable[[Params, Any], Data]
+"""source(params, t) -> data: t = 0 is what the transform sees, t = 1..K inner step t."""
+
+TaskLoss = Callable[..., tuple[Array, Stats]]
+"""loss(params, stats, data, *, phase, step, key) -> (scalar, stats)."""
+
+
+class Learner(NamedTuple):
+    """Adaptation and prediction for one task.
+
+    init(key, inputs) -> (MetaParams, Stats)
+    adapt(meta, stats, source, steps, *, first_order, key) -> Adapted
+    predict(adapted, t, inputs, *, phase, key) -> (outputs, Stats), with path point t.
+    """
+
+    init: Callable[[Array, Array], tuple[MetaParams, Stats]]
+    adapt: Callable[..., Adapted]
+    predict: Callable[..., tuple[Array, Stats]]
+
+
+class Objective(NamedTuple):
+    """What the outer loop is told.
+
+    value(meta, stats, episode, step, key) -> (scalar, (Stats, metrics)).
+    """
+
+    value: Callable[..., tuple[Array, tuple[Stats, dict[str, Array]]]]
