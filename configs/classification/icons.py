@@ -1,11 +1,10 @@
 """The embedded default: L2F on icons, 5-way 1-shot, in minutes on a CPU.
 
-    python experiments/train.py --config=configs/classification/icons.py
-    python experiments/train.py --config=configs/classification/icons.py:maml
+    python experiments/train.py --config=configs/classification/icons.py --run=runs/icons
+    python experiments/train.py --config=configs/classification/icons.py:maml ...
 
-The argument is "l2f" or "maml", then options: "l2f,5shot".
-A nearest neighbour on pixels has 45.1 (1-shot) and 68.1 (5-shot); see RESULTS.md for
-what the two methods reach.
+Accuracy to beat, of a nearest neighbour on pixels: 45.1 % (1-shot), 68.1 % (5-shot).
+What MAML and L2F reach here stands in RESULTS.md.
 """
 
 from configs.classification import base
@@ -18,4 +17,5 @@ def get_config(arg: str = ""):
     config.training.iterations = 1_000
     config.training.iterations_per_epoch = 100
     config.training.first_order_epochs = 0
+    config.evaluation.validation_tasks = 200
     return config
