@@ -20,17 +20,26 @@ def config_flag() -> None:
     flags.mark_flag_as_required("config")
 
 
-def run(main: Callable[[], None], argv: list[str] | None = None) -> None:
-    """Parse the flags and run `main`; a user's mistake ends in one line and exit code 2.
+def run(main: Callable[[], None]) -> None:
+    """Parse the absl flags, set up the devices and run `main`, guarded."""
 
-    A mistake is what raises ValueError or OSError; anything else is a defect of the
-    program and keeps its traceback.
-    """
-    try:
-        rest = _parse(argv or sys.argv)
+    def parsed() -> None:
+        rest = _parse(sys.argv)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; options begin with --")
         set_up()
+        main()
+
+    guard(parsed)
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Run `main`; a user's mistake ends in one line and exit code 2.
+
+    A mistake is what raises ValueError or OSError; anything else is a defect of the
+    program and keeps its traceback, as everything does with L2F_JAX_TRACEBACK=1.
+    """
+    try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("L2F_JAX_TRACEBACK"):

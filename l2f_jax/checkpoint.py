@@ -3,9 +3,9 @@
 One folder per saved step, `directory/<step>`, holds the state (arrays, by Orbax) and a
 record (JSON: the caller's metadata, the table of the best steps, the shape and dtype of
 every leaf). Kept are the newest step and the steps in its table, so ranking can never
-delete the newest. Orbax renames a folder into place only when it is complete and
-deletes afterwards: a folder that exists is whole, and the newest one says which others
-count. Everything else is left over from a killed process and goes with a later save.
+delete the newest. Orbax renames a folder into place when it is complete and deletes
+others only then: the newest folder is always whole and its table says which others are.
+What else a killed process left over goes at the next start or with the next save.
 """
 
 import json
@@ -23,8 +23,7 @@ _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest and the `keep_best` best, saved in the
-    background.
+    """The checkpoints of one run, the newest and the best, saved in the background.
 
     Use as a context manager. With several processes, all of them make the same calls
     on a shared directory, with arrays replicated over the devices of all; Orbax writes
@@ -32,7 +31,7 @@ class Checkpoints:
 
     Args:
       directory: the run's own folder for checkpoints; created if missing.
-      keep_best: how many of the best steps to keep, >= 0.
+      keep_best: how many of the best steps to keep, >= 0; unused when `read_only`.
       read_only: never create, clean or delete anything; for evaluating a run, also
         one that is still being trained.
     Raises:
@@ -47,7 +46,7 @@ class Checkpoints:
             raise ValueError(f"`keep_best` ({keep_best}) must be >= 0")
         self._directory = Path(directory).absolute()
         _check_directory(self._directory, must_exist=read_only)
-        self._keep_best = keep_best
+        self._keep_best = None if read_only else keep_best
         self._read_only = read_only
         self._kept = _KeepSteps()
         self._manager = _manager(self._directory, self._kept, read_only)
@@ -109,7 +108,7 @@ class Checkpoints:
             _STATE: ocp.args.StandardSave(state),
             _RECORD: ocp.args.JsonSave(record),
         }
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def restore_latest(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, metadata) of the newest step, None if nothing was saved.

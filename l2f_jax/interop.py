@@ -36,7 +36,11 @@ FeatureMap = tuple[int, int] | None
 class OfficialModel(NamedTuple):
     """What an official checkpoint holds, as NumPy arrays in the dtypes it has.
 
-    meta: `transform` is the attenuator or, for MAML, (); `rule` the learned rates or ().
+    `jax.tree.map(jnp.asarray, model.meta)` puts it on a device, in float32 unless
+    64-bit types are enabled.
+
+    meta: `transform` is () for MAML, the attenuator for L2F; `rule` is () if the rates
+      are fixed.
     network: "conv4" or "resnet12".
     attenuate: whether there is an attenuator (L2F).
     per_step: number of inner steps with a norm scale and shift of their own, or None.
@@ -172,6 +176,7 @@ def to_official(
                 zeros = np.zeros_like(params[path])
                 state[name.removesuffix("weight") + unused] = zeros
     if phi:
+        # argsort leads to sorted order; the argsort of that leads back.
         phi = _reorder(phi, np.argsort(np.argsort(form.adapted)))
         state |= {name: phi[path].T.copy() for name, path in ATTENUATOR.items()}
     return state
@@ -309,6 +314,7 @@ def _shapes(form: _Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
     """Return {official name: shape} as implied by the widths; None: any."""
     found = {path: tensors[name].shape for name, path in form.names.items()}
     first = form.layers[0]
+    # A tensor of too few axes has no width; it is refused below for its own shape.
     width = {path: (*shape, None)[0] for path, shape in found.items()}
     image = (*found[f"{first.conv}/kernel"], None, None)[1]
     steps = found[f"{first.norm}/scale"][:-1]

@@ -104,7 +104,7 @@ def make_update(
         )
         grads = jax.tree.map(lambda g: scale * g, grads)
         metrics = jax.tree.map(lambda x: x / tasks, metrics)
-        metrics["outer/gradient_norm"] = optax.global_norm(grads)
+        metrics["outer/gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.meta)
         meta = optax.apply_updates(state.meta, updates)
         stats = jax.tree.map(lambda x: x / tasks, stats)

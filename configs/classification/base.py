@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def conv4() -> ConfigDict:
     model = ConfigDict()
     model.name = "conv4"
+    model.stages = 4
     model.filters = 48
     model.conv_bias = False  # True in MAML++
     model.pooling = "max"  # "stride": strided convolutions, average pool at the end

@@ -1,0 +1,52 @@
+"""Train L2F and MAML the same way and test them on the same tasks: the main job.
+
+    python experiments/compare.py --config=configs/classification/icons.py --run=runs/icons
+
+The two runs differ in nothing but the initialisation transform: the config's, and none.
+Prints their test tables with the paired difference, and writes comparison.png beside
+their checkpoints. Started again, it goes on where it was interrupted.
+"""
+
+import signal
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import launch, plots
+from experiments.evaluate import evaluate, record, show
+from experiments.train import train
+
+
+def variants(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Return the config as it is ("l2f") and with no transform ("maml")."""
+    if config.transform.name == "identity":
+        raise ValueError(
+            "`transform.name` ('identity') leaves nothing to compare; choose a config "
+            "with an attenuation, as FILE:l2f"
+        )
+    plain = ConfigDict(config.to_dict())
+    plain.transform = ConfigDict({"name": "identity"})
+    return {"l2f": config, "maml": plain}
+
+
+def main() -> None:
+    folder = Path(flags.FLAGS.run)
+    runs = {name: folder / name for name in ("l2f", "maml")}
+    for name, config in variants(launch.config()).items():
+        if not train(config, runs[name]):
+            raise SystemExit(128 + signal.SIGTERM)
+    evaluations = [evaluate(run) for run in runs.values()]
+    for evaluation in evaluations:
+        record(evaluation)
+    show(evaluations, Console())
+    figure = folder / "comparison.png"
+    plots.comparison(evaluations, figure)
+    print(f"\nfigure: {figure}; checkpoints: {', '.join(map(str, runs.values()))}")
+
+
+if __name__ == "__main__":
+    launch.config_flag()
+    flags.DEFINE_string("run", None, "the folder of both runs", required=True)
+    launch.run(main)

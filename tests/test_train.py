@@ -1,0 +1,172 @@
+"""The training loop: exact resume, interruptions, several processes, bad input."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.recording import read_metrics
+from experiments.train import train
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.problems import build
+from tests import tiny
+
+pytestmark = pytest.mark.mixed_dtypes  # Adam
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "experiments/train.py", "--config=tests/tiny.py"]
+
+
+def final_state(run: Path, config=None):
+    like = build(config or tiny.get_config()).init(0)
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        state, _ = saved.restore_latest(like)
+        return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def assert_identical(a, b) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, f"--run={run}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    while not any(r["step"] >= step for r in read_metrics(run)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(tiny.get_config(), run)
+    return run
+
+
+def test_resumed_run_is_identical(uninterrupted, tmp_path):
+    config = tiny.get_config()
+    config.training.iterations = 6
+    assert train(config, tmp_path / "run")
+    assert train(tiny.get_config(), tmp_path / "run")
+    assert_identical(final_state(uninterrupted), final_state(tmp_path / "run"))
+    assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
+
+
+def test_complete_run_is_left_alone(uninterrupted):
+    before = final_state(uninterrupted)
+    assert train(tiny.get_config(), uninterrupted)
+    assert_identical(before, final_state(uninterrupted))
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_killed_run_resumes_identically(uninterrupted, tmp_path, step):
+    with launch(tmp_path / "run") as process:
+        wait_for_step(tmp_path / "run", step, process)
+        process.kill()
+    assert train(tiny.get_config(), tmp_path / "run")
+    assert_identical(final_state(uninterrupted), final_state(tmp_path / "run"))
+    assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
+
+
+def test_sigterm_saves_first(tmp_path):
+    long = "--config.training.iterations_per_epoch=100000"
+    endless = "--config.training.iterations=100000"
+    with launch(tmp_path / "run", long, endless) as process:
+        wait_for_step(tmp_path / "run", 3, process)
+        process.send_signal(signal.SIGTERM)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "interrupted at" in message
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as saved:
+        assert saved.latest == read_metrics(tmp_path / "run")[-1]["step"]
+
+
+def test_two_processes_of_two_devices_train_as_one(uninterrupted, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        launch(
+            tmp_path / "run",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            JAX_NUM_CPU_DEVICES="2",
+        )
+        for i in range(2)
+    ]
+    messages = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], messages
+    assert json.loads((tmp_path / "run/run.json").read_text())["processes"] == 2
+    alone, shared = read_metrics(uninterrupted), read_metrics(tmp_path / "run")
+    assert [r["step"] for r in alone] == [r["step"] for r in shared]
+    first = alone[0], shared[0]
+    np.testing.assert_allclose(first[0]["outer/loss"], first[1]["outer/loss"], 1e-4)
+
+
+def test_not_finite_loss_stops_with_step_and_checkpoint(tmp_path):
+    config = tiny.get_config()
+    train_first_epoch = tiny.get_config()
+    train_first_epoch.training.iterations = 6
+    train(train_first_epoch, tmp_path / "run")
+    config.learner.lr = float("inf")
+    run_json = tmp_path / "run" / "run.json"
+    record = json.loads(run_json.read_text())
+    record["config"]["learner"]["lr"] = float("inf")
+    run_json.write_text(json.dumps(record))
+    with pytest.raises(FloatingPointError, match="at step 7; .* is step 6"):
+        train(config, tmp_path / "run")
+
+
+def test_another_config_is_refused(uninterrupted):
+    config = tiny.get_config()
+    config.learner.steps = 3
+    with pytest.raises(ValueError, match="learner.steps = 2, not 3"):
+        train(config, uninterrupted)
+
+
+def test_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ValueError, match="no run.json"):
+        train(tiny.get_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config=tests/tiny.py", "--config.learner.stepz=3"], "stepz"),
+        (["--config=tests/tiny.py", "--config.learner.steps=many"], "many"),
+        (["--config=tests/tiny.py:l3f"], "l3f"),
+        (["--config=tests/missing.py"], "missing.py"),
+        ([], "--config"),
+        (["--config=tests/tiny.py", "--config.data.bank=nowhere"], "nowhere"),
+        (["--config=tests/tiny.py", "--config.data.shots=99"], "99"),
+        (["--config=tests/tiny.py", "extra"], "extra"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_line(tmp_path, arguments, named):
+    command = [sys.executable, "experiments/train.py", f"--run={tmp_path}/run"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert named in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,19 @@
+"""A config that trains in seconds: icons, a two-stage Conv4 of width 4, two tasks."""
+
+from configs.classification import icons
+
+
+def get_config(arg: str = ""):
+    config = icons.get_config(arg)
+    config.data.ways, config.data.queries = 3, 2
+    config.model.stages, config.model.filters = 2, 4
+    config.learner.steps = 2
+    config.training.tasks = 4
+    config.training.iterations = 12
+    config.training.iterations_per_epoch = 6
+    config.training.iterations_per_dispatch = 3
+    config.training.first_order_epochs = 1
+    config.evaluation.validation_tasks = 6
+    config.evaluation.test_tasks = 6
+    config.evaluation.ensemble = 2
+    return config
