@@ -1,0 +1,1 @@
+"""Data sets as packed banks, episodes drawn from them, and their readers."""

@@ -1,0 +1,139 @@
+"""Any tree of class folders: one's own images, or a published data set kept that way.
+
+Pre-split, `{train,val,test}/<class>/...`; or not, `<class>/...`, then split by a
+published list, by a split.json, or by ratio and seed. A class is the path of the folder
+that holds its images, so folders of folders ("alphabet/character") work too.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from l2f_jax.data.bank import SPLITS
+from l2f_jax.data.sources.class_split import by_ratio, class_to_split, in_bank_order
+from l2f_jax.data.sources.source import Expected, Source, SourceClass
+from l2f_jax.data.sources.tree import Tree, open_tree
+
+RATIOS = (0.64, 0.16, 0.2)
+ALIASES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
+
+
+def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
+    """Open a tree of class folders, in a folder or an archive.
+
+    Args:
+      path: the folder whose sub-folders are the classes, or the splits.
+      split: None takes the folders train, val and test if they are there, else cuts the
+        classes 64 : 16 : 20. Three ratios "0.7,0.1,0.2", a .json file that maps splits
+        to class names, or the name of a published split ("cub") say it otherwise.
+      seed: of the shuffle before a cut by ratios.
+    """
+    tree = _below_single_folder(open_tree(path))
+    tops = {name for name in tree.tops() if name in ALIASES}
+    if split is None and tops:
+        return _source(_pre_split(tree, tops), None, {"split": "folders"})
+    folders = tree.images()
+    if not any(folders.values()):
+        raise ValueError(f"`{path}` holds no images")
+    _refuse_loose(tree, folders)
+    if split is None or "," in split:
+        ratios = _ratios(split) if split else RATIOS
+        provenance = {"split": ",".join(map(str, ratios)), "seed": seed}
+        class_split, expected, notes = by_ratio(folders, ratios, seed), None, ()
+        place = {name: name for name in folders}
+    else:
+        class_split = class_to_split(split)
+        provenance = {"split": Path(split).name}
+        expected = Expected(dict(Counter(class_split.values())), None)
+        # A list names a class by its folder alone or by the path to it.
+        place = {name.rpartition("/")[2]: name for name in folders}
+        place |= {name: name for name in folders}
+        notes = _differences(class_split, place)
+    classes = [
+        SourceClass(name, part, [tree.item(file) for file in folders[place[name]]])
+        for name, part in in_bank_order(class_split)
+        if name in place
+    ]
+    return _source(classes, expected, provenance, notes)
+
+
+def _source(
+    classes: list[SourceClass],
+    expected: Expected | None,
+    provenance: Mapping[str, str | int],
+    notes: tuple[str, ...] = (),
+) -> Source:
+    return Source(
+        classes=tuple(classes),
+        total=len(classes),
+        size=84,
+        ink=False,
+        expected=expected,
+        provenance={"source": "class folders", **provenance},
+        notes=notes,
+    )
+
+
+def _pre_split(tree: Tree, tops: set[str]) -> list[SourceClass]:
+    """Read <split>/<class>; a folder that is no split beside them is refused."""
+    strangers = sorted(set(tree.tops()) - tops)
+    if strangers:
+        raise ValueError(
+            f"`{tree.where}` has split folders and beside them {', '.join(strangers)}; "
+            "name folders train, val, test only, or give a split"
+        )
+    classes = []
+    for top in sorted(tops, key=lambda top: SPLITS.index(ALIASES[top])):
+        part = tree.under(top)
+        folders = part.images()
+        _refuse_loose(part, folders)
+        for name, files in folders.items():
+            items = [part.item(file) for file in files]
+            classes.append(SourceClass(name, ALIASES[top], items))
+    split_of: dict[str, str] = {}
+    for found in classes:
+        if found.name in split_of:
+            raise ValueError(
+                f"class {found.name!r} is in {split_of[found.name]} and in "
+                f"{found.split}; a class belongs to one split"
+            )
+        split_of[found.name] = found.split
+    return classes
+
+
+def _refuse_loose(tree: Tree, folders: dict[str, list[str]]) -> None:
+    if loose := folders.get(""):
+        raise ValueError(
+            f"`{tree.where}` holds images outside class folders: {', '.join(loose)}"
+        )
+
+
+def _below_single_folder(tree: Tree) -> Tree:
+    """Descend while a tree is one folder of folders, as unpacked archives are."""
+    while len(tops := tree.tops()) == 1 and tree.under(tops[0]).tops():
+        if tops[0] in ALIASES:
+            break
+        tree = tree.under(tops[0])
+    return tree
+
+
+def _ratios(split: str) -> tuple[float, float, float]:
+    try:
+        train, val, test = map(float, split.split(","))
+    except ValueError:
+        raise ValueError(
+            f"`split` ({split!r}) must be three ratios such as 0.64,0.16,0.2"
+        ) from None
+    return train, val, test
+
+
+def _differences(class_split: dict[str, str], place: dict[str, str]) -> tuple[str, ...]:
+    """Say which classes of a list are not there, and how many it does not name."""
+    notes = []
+    if missing := sorted(set(class_split) - set(place)):
+        named = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        notes.append(f"{len(missing)} classes of the split are not there: {named}")
+    used = {place[name] for name in class_split if name in place}
+    if unnamed := len(set(place.values()) - used):
+        notes.append(f"{unnamed} class folders that the split does not name: left out")
+    return tuple(notes)

@@ -1,0 +1,152 @@
+"""Data sets that TensorFlow Datasets has prepared, read without TensorFlow.
+
+Only data prepared as `array_record` can be read so. What TFDS calls train and test is
+merged: few-shot splits are splits of classes.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from l2f_jax.data.sources.class_split import class_to_split, in_bank_order
+from l2f_jax.data.sources.omniglot import split_characters
+from l2f_jax.data.sources.source import Expected, Item, Source, SourceClass
+
+
+class TfdsSet(NamedTuple):
+    """What is known of a data set in TFDS.
+
+    parts: the TFDS splits that make it up.
+    split: the published class split that it gets by default.
+    size: usual side in pixels; images: of every class, None if they differ.
+    """
+
+    parts: tuple[str, ...]
+    split: str
+    size: int
+    images: int | None = None
+
+
+SETS = {
+    "omniglot": TfdsSet(("train", "test"), "background", 28, 20),
+    "cifar100": TfdsSet(("train", "test"), "cifar_fs", 32, 600),
+    "caltech_birds2011": TfdsSet(("train", "test"), "cub", 84),
+    # The published split of Cars is one of the official training images.
+    "cars196": TfdsSet(("train",), "cars", 84),
+    "oxford_flowers102": TfdsSet(
+        ("train", "test", "validation"), "vgg_flower_metadataset", 84
+    ),
+    "dtd": TfdsSet(("train", "test", "validation"), "dtd_metadataset", 84, 120),
+}
+
+
+def read(path: Path, *, name: str, split: str | None = None, seed: int = 0) -> Source:
+    """Open a prepared data set of labelled images.
+
+    Args:
+      path: TFDS's data_dir, the folder that holds <name>/<version>/.
+      name: a key of `SETS`.
+      split: the name of a published class split, or a split.json.
+      seed: unused.
+    """
+    known = SETS[name]
+    split = split or known.split
+    class_split = class_to_split(split)
+    parts, features = _open(name, path)
+    names = _label_names(features["label"].names, class_split)
+    items: dict[str, list[Item]] = defaultdict(list)
+    for part, examples in parts.items():
+        for number in range(len(examples)):
+            items[names[int(examples[number]["label"])]].append(
+                _item(f"tfds {name} {part}, example {number}", examples, number)
+            )
+    expected = Expected(dict(Counter(class_split.values())), known.images)
+    return _source(name, items, class_split, expected, {"split": split})
+
+
+def read_omniglot(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
+    """Open Omniglot as TFDS has it; `split` and `seed` as in `omniglot.read`.
+
+    Classes are called as in the author's tree, "Alphabet/character01".
+    """
+    parts, features = _open("omniglot", path)
+    alphabets = features["alphabet"].names
+    items: dict[str, list[Item]] = defaultdict(list)
+    background = set()
+    for part, examples in parts.items():
+        for number in range(len(examples)):
+            example = examples[number]
+            alphabet = alphabets[int(example["alphabet"])]
+            character = (
+                f"{alphabet}/character{int(example['alphabet_char_id']) + 1:02d}"
+            )
+            where = f"tfds omniglot {part}, example {number}"
+            items[character].append(_item(where, examples, number))
+            if part == "train":
+                background.add(character)
+    class_split, expected = split_characters(items, background, split, seed)
+    choice = {"split": split or "background", "seed": seed}
+    return _source("omniglot", items, class_split, expected, choice)
+
+
+def _source(
+    name: str,
+    items: dict[str, list[Item]],
+    class_split: dict[str, str],
+    expected: Expected,
+    choice: Mapping[str, str | int],
+) -> Source:
+    known = SETS[name]
+    classes = tuple(
+        SourceClass(found, part, items[found])
+        for found, part in in_bank_order(class_split)
+        if found in items
+    )
+    return Source(
+        classes=classes,
+        total=len(classes),
+        size=known.size,
+        ink=name == "omniglot",
+        expected=expected,
+        provenance={"source": f"tfds {name}", **choice},
+    )
+
+
+def _open(name: str, path: Path) -> tuple[dict[str, Sequence[Any]], Any]:
+    """Return TFDS split -> examples, and the features of the data set."""
+    import tensorflow_datasets as tfds  # takes seconds, and few runs need it
+
+    builder: Any = tfds.builder(name, data_dir=path)
+    # Image files as they are stored: `decode` reads them, and finding the labels first
+    # does not decode them all.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        parts = {
+            part: builder.as_data_source(split=part, decoders=decoders)
+            for part in SETS[name].parts
+        }
+    except (NotImplementedError, AssertionError, OSError, ValueError) as error:
+        raise ValueError(
+            f"`{path}` holds no {name} prepared as array_record. To prepare it, "
+            "install the extra tfds (pip install 'l2f_jax[tfds]') and run: tfds build "
+            f"{name} --data_dir={path} --file_format=array_record"
+        ) from error
+    return parts, builder.info.features
+
+
+def _label_names(names: Sequence[str], class_split: dict[str, str]) -> list[str]:
+    """Return the class names of a split in the order of TFDS's labels.
+
+    Published lists number some names ("090.canna lily"), and TFDS falls back on bare
+    label numbers where it lacks the names; both orders are the sorted one.
+    """
+    if all(name.isdigit() for name in names) and len(names) == len(class_split):
+        return sorted(class_split)
+    plain = {re.sub(r"^\d+\.", "", name): name for name in class_split}
+    return [name if name in class_split else plain.get(name, name) for name in names]
+
+
+def _item(where: str, examples: Sequence[Any], number: int) -> Item:
+    return Item(where, lambda: examples[number]["image"])
