@@ -1,1 +1,36 @@
 """Learning to Forget for Meta-Learning (L2F) and the MAML family in JAX."""
+
+from l2f_jax.inner import constant as constant
+from l2f_jax.inner import from_optax as from_optax
+from l2f_jax.inner import sgd as sgd
+from l2f_jax.learners.gradient import gradient_learner as gradient_learner
+from l2f_jax.losses import accuracy as accuracy
+from l2f_jax.losses import cross_entropy as cross_entropy
+from l2f_jax.losses import squared_error as squared_error
+from l2f_jax.losses import supervised as supervised
+from l2f_jax.models.conv4 import conv4 as conv4
+from l2f_jax.models.layers import Norm as Norm
+from l2f_jax.models.linen import from_linen as from_linen
+from l2f_jax.models.mlp import mlp as mlp
+from l2f_jax.models.resnet12 import resnet12 as resnet12
+from l2f_jax.objectives import multi_step_loss as multi_step_loss
+from l2f_jax.objectives import query_loss as query_loss
+from l2f_jax.outer import TrainState as TrainState
+from l2f_jax.outer import initial_state as initial_state
+from l2f_jax.outer import make_update as make_update
+from l2f_jax.outer import meta_optimiser as meta_optimiser
+from l2f_jax.parallel import task_mesh as task_mesh
+from l2f_jax.recipes import anil as anil
+from l2f_jax.recipes import boil as boil
+from l2f_jax.recipes import l2f as l2f
+from l2f_jax.recipes import maml as maml
+from l2f_jax.recipes import mamlpp as mamlpp
+from l2f_jax.recipes import meta_sgd as meta_sgd
+from l2f_jax.transforms import attenuate as attenuate
+from l2f_jax.transforms import chain as chain
+from l2f_jax.transforms import identity as identity
+from l2f_jax.transforms import modulate as modulate
+from l2f_jax.types import Batch as Batch
+from l2f_jax.types import Episode as Episode
+from l2f_jax.types import MetaParams as MetaParams
+from l2f_jax.types import Model as Model

@@ -73,16 +73,25 @@ def per_step_rates(lr: float, steps: int) -> InnerRule:
     def init(fast: Params) -> Params:
         return {path: jnp.full(steps, lr, x.dtype) for path, x in fast.items()}
 
-    def optimiser(alpha: Params) -> optax.GradientTransformation:
-        def update(grads, count, params=None):
-            del params
-            now = jnp.minimum(count, steps - 1)
-            updates = {path: -alpha[path][now] * g for path, g in grads.items()}
-            return updates, count + 1
+    return InnerRule(init, _indexed_by_step)
 
-        return optax.GradientTransformation(lambda fast: jnp.zeros((), int), update)
 
-    return InnerRule(init, optimiser)
+def fixed_rates(rates: Params) -> InnerRule:
+    """Move by given rates per tensor and inner step, {path: [steps]}; none is learned.
+
+    Official checkpoints hold such a table, see `interop.OfficialModel.rates`.
+    """
+    return InnerRule(lambda fast: (), lambda alpha: _indexed_by_step(rates))
+
+
+def _indexed_by_step(rates: Params) -> optax.GradientTransformation:
+    def update(grads, count, params=None):
+        del params
+        # An index beyond the last step takes the last.
+        now = {path: jnp.asarray(rates[path])[count] for path in grads}
+        return {path: -now[path] * g for path, g in grads.items()}, count + 1
+
+    return optax.GradientTransformation(lambda fast: jnp.zeros((), int), update)
 
 
 def unroll(

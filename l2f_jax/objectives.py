@@ -89,7 +89,7 @@ def multi_step_weights(epoch: Array | int, steps: int, epochs: int) -> Array:
     """Return the weights w_1 .. w_steps of the multi-step loss at an epoch.
 
     w_t = max(1/S - e/(S E), 0.03/S) for t < S and
-    w_S = min(1/S + e (S-1)/(S E), 1 - (S-1) 0.03/S); they sum to 1.
+    w_S = min(1/S + e (S-1)/(S E), 1 - (S-1) 0.03/S); they sum to 1. float32.
 
     Args:
       epoch: e, counted from 0; `epochs`: E, over which the weight moves to the last step.
@@ -102,7 +102,8 @@ def multi_step_weights(epoch: Array | int, steps: int, epochs: int) -> Array:
         1 - (steps - 1) * 0.03 / steps,
     )
     is_last = np.arange(steps) == steps - 1
-    return jnp.where(is_last, last, early)
+    # The official code rounds them, whatever precision the rest is computed in.
+    return jnp.where(is_last, last, early).astype(jnp.float32)
 
 
 def _judge(learner: Learner, criterion: Criterion, scores: dict[str, Criterion]):

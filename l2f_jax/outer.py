@@ -15,6 +15,7 @@ from l2f_jax.parallel import REPLICATED, check_divisible, sum_over_tasks
 from l2f_jax.types import Array, Learner, MetaParams, Objective, Stats
 
 REDUCTIONS = ("sum", "mean")
+OPTIMISERS = {"adam": optax.adam, "sgd": optax.sgd}
 
 
 class TrainState(NamedTuple):
@@ -135,19 +136,29 @@ def cosine_by_epoch(
 
 
 def meta_optimiser(
-    learning_rate: float | optax.Schedule, clip: float | None = None
+    learning_rate: float | optax.Schedule,
+    *,
+    clip: float | None = None,
+    name: str = "adam",
 ) -> optax.GradientTransformation:
-    """Return Adam over all of MetaParams, as the official code has it.
+    """Return the optimiser of all of MetaParams.
 
     Args:
-      learning_rate: constant or schedule.
+      learning_rate: eta, constant or a schedule.
       clip: largest absolute value of each meta-gradient element of theta (the
         attenuator's and the rates' are never clipped); None does not clip.
+      name: "adam" (the official code's) or "sgd" (the paper's text, Algorithm 1).
+    Raises:
+      ValueError: unknown `name`, or `clip` <= 0.
     """
-    adam = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+    if name not in OPTIMISERS:
+        raise ValueError(
+            f"`optimiser.name` ({name!r}) must be one of {', '.join(OPTIMISERS)}"
+        )
+    optimiser = OPTIMISERS[name](learning_rate)
     if clip is None:
-        return adam
+        return optimiser
     if clip <= 0:
         raise ValueError(f"`clip` ({clip}) must be positive, or None for no clipping")
     theta_only = MetaParams(params=True, transform=False, rule=False)
-    return optax.chain(optax.masked(optax.clip(clip), theta_only), adam)
+    return optax.chain(optax.masked(optax.clip(clip), theta_only), optimiser)

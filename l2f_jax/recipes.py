@@ -2,12 +2,16 @@
 
 Every recipe takes `transform=`: L2F on top of any of them is that one argument,
 
-    maml(model, loss, transform=attenuate())        # the paper's MAML+L2F
+    maml(model, loss, transform=attenuate())        # the paper's MAML+L2F, or `l2f`
     meta_sgd(model, loss, transform=attenuate())    # L2F on Meta-SGD
+
+and `adapt_norm=True` adds the norm layers' scale and shift to what the inner loop moves.
+First-order MAML is `maml` adapted with `first_order=True`.
 """
 
-from l2f_jax.inner import meta_sgd as meta_sgd_rule
-from l2f_jax.inner import per_step_rates, sgd
+from collections.abc import Callable
+
+from l2f_jax import inner
 from l2f_jax.learners.gradient import gradient_learner
 from l2f_jax.transforms import attenuate, everything, identity, is_not_norm
 from l2f_jax.types import InitTransform, InnerRule, Learner, Model, TaskLoss
@@ -18,29 +22,28 @@ def maml(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    rule: InnerRule | None = None,
     adapt_norm: bool = False,
     transform: InitTransform | None = None,
-    rule: InnerRule | None = None,
     remat: bool = True,
 ) -> Learner:
     """Adapt all tensors but the norm layers' by gradient descent.
 
-    First-order MAML is this learner adapted with `first_order=True`.
-
     Args:
+      model, loss: the network, and its loss on a support set.
       lr: inner rate alpha; unused when `rule` is given.
-      adapt_norm: also adapt the norm layers' scale and shift.
-      transform: where the inner loop starts; at theta by default.
-      rule: any inner rule instead of SGD with `lr`.
+      rule: any other inner rule, such as `inner.adam` or `inner.from_optax`.
+      adapt_norm: see above.
+      transform: where the inner loop starts; theta itself by default.
       remat: see `inner.unroll`.
     Reference: Finn et al., Model-Agnostic Meta-Learning, ICML 2017.
     """
     return gradient_learner(
         model,
         loss,
-        fast=everything if adapt_norm else is_not_norm,
+        fast=_moving(is_not_norm, adapt_norm),
         transform=transform or identity(),
-        rule=rule or sgd(lr),
+        rule=rule or inner.sgd(lr),
         remat=remat,
     )
 
@@ -50,21 +53,21 @@ def l2f(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    rule: InnerRule | None = None,
     adapt_norm: bool = False,
-    transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
     """MAML from an initialisation attenuated per task and layer (Algorithm 1).
 
-    Args:
-      transform: another attenuation; by default layer-wise, conditioned on gradients,
-        of the tensors that adapt, as in the official code.  Others: see `maml`.
+    Attenuated are the tensors that adapt, each by one gamma conditioned on the mean
+    support gradients, as in the official code. Arguments as for `maml`.
+
     Reference: Baik et al., Learning to Forget for Meta-Learning, CVPR 2020.
     """
-    select = everything if adapt_norm else is_not_norm
-    transform = transform or attenuate(select=select)
+    start = attenuate(select=everything if adapt_norm else is_not_norm)
+    rule = rule or inner.sgd(lr)
     return maml(
-        model, loss, lr=lr, adapt_norm=adapt_norm, transform=transform, remat=remat
+        model, loss, rule=rule, adapt_norm=adapt_norm, transform=start, remat=remat
     )
 
 
@@ -77,17 +80,13 @@ def meta_sgd(
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
-    """MAML with one learned rate per number, all starting at `lr`.
+    """MAML with one learned rate per number, all starting at `lr`; else as `maml`.
 
     Reference: Li et al., Meta-SGD, 2017.
     """
+    rule = inner.meta_sgd(lr)
     return maml(
-        model,
-        loss,
-        adapt_norm=adapt_norm,
-        transform=transform,
-        rule=meta_sgd_rule(lr),
-        remat=remat,
+        model, loss, rule=rule, adapt_norm=adapt_norm, transform=transform, remat=remat
     )
 
 
@@ -101,20 +100,17 @@ def mamlpp(
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
-    """MAML++: one learned rate per tensor and step, all starting at `lr`.
+    """MAML++: one learned rate per tensor and inner step, all starting at `lr`.
 
     Its other parts are options of the model (per-step norm: `Norm(per_step=steps)`),
     the objective (`multi_step_loss`) and the outer loop (annealing, cosine rate).
+    Arguments as for `maml`; `steps` is the number of inner steps trained with.
 
     Reference: Antoniou et al., How to train your MAML, ICLR 2019.
     """
+    rule = inner.per_step_rates(lr, steps)
     return maml(
-        model,
-        loss,
-        adapt_norm=adapt_norm,
-        transform=transform,
-        rule=per_step_rates(lr, steps),
-        remat=remat,
+        model, loss, rule=rule, adapt_norm=adapt_norm, transform=transform, remat=remat
     )
 
 
@@ -123,19 +119,20 @@ def anil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    adapt_norm: bool = False,
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
-    """Adapt the head only ("almost no inner loop").
+    """Adapt the head only ("almost no inner loop"); arguments as for `maml`.
 
     Reference: Raghu et al., Rapid Learning or Feature Reuse?, ICLR 2020.
     """
     return gradient_learner(
         model,
         loss,
-        fast=_is_head,
+        fast=_moving(_is_head, adapt_norm),
         transform=transform or identity(),
-        rule=sgd(lr),
+        rule=inner.sgd(lr),
         remat=remat,
     )
 
@@ -145,22 +142,31 @@ def boil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    adapt_norm: bool = False,
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
-    """Adapt the body only ("body only update in inner loop").
+    """Adapt the body only ("body only update in inner loop"); arguments as for `maml`.
 
     Reference: Oh et al., BOIL, ICLR 2021.
     """
+
+    def is_body(path: str) -> bool:
+        return is_not_norm(path) and not _is_head(path)
+
     return gradient_learner(
         model,
         loss,
-        fast=lambda path: is_not_norm(path) and not _is_head(path),
+        fast=_moving(is_body, adapt_norm),
         transform=transform or identity(),
-        rule=sgd(lr),
+        rule=inner.sgd(lr),
         remat=remat,
     )
 
 
 def _is_head(path: str) -> bool:
     return path.startswith("head/")
+
+
+def _moving(part: Callable[[str], bool], adapt_norm: bool) -> Callable[[str], bool]:
+    return lambda path: part(path) or (adapt_norm and not is_not_norm(path))

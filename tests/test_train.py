@@ -22,6 +22,7 @@ from tests import tiny
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 ROOT = Path(__file__).parent.parent
+CACHE = str(ROOT / ".jax_cache")  # not the user's
 COMMAND = [sys.executable, "experiments/train.py", "--config=tests/tiny.py"]
 
 
@@ -41,7 +42,7 @@ def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*COMMAND, f"--run={run}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": CACHE} | environment,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -112,7 +113,7 @@ def test_two_processes_of_two_devices_train_as_one(uninterrupted, tmp_path):
         )
         for i in range(2)
     ]
-    messages = [process.communicate(timeout=120)[1] for process in processes]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages
     assert json.loads((tmp_path / "run/run.json").read_text())["processes"] == 2
     alone, shared = read_metrics(uninterrupted), read_metrics(tmp_path / "run")

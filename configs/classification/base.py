@@ -42,13 +42,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.learner.name = "maml"  # or "meta_sgd", "mamlpp", "anil", "boil"
     config.learner.steps = 5  # S, inner steps
     config.learner.lr = 0.01  # alpha
+    config.learner.adapt_norm = False  # also adapt the norm layers' scale and shift
     config.learner.remat = True  # recompute inner steps instead of storing them
 
     config.transform = attenuate() if method == "l2f" else ConfigDict()
     if method == "maml":
         config.transform.name = "identity"
 
-    config.optimiser = ConfigDict()  # Adam
+    config.optimiser = ConfigDict()
+    config.optimiser.name = "adam"  # or "sgd", as the paper's Algorithm 1
     config.optimiser.lr = 1e-3  # eta
     config.optimiser.min_lr = 1e-3  # cosine by epoch from lr to min_lr
     config.optimiser.clip = 0.0  # largest meta-gradient element of theta; 0: no clip

@@ -1,6 +1,6 @@
 """CIFAR-FS (Bertinetto split of CIFAR-100), 32 x 32.
 
-    python experiments/prepare.py cifar-fs ARCHIVE data_cache/cifar_fs
+    python experiments/prepare.py cifar_fs ARCHIVE data_cache/cifar_fs
     python experiments/train.py --run=runs/cifar_fs \\
         --config=configs/classification/cifar_fs.py:l2f,5shot
 
