@@ -1,6 +1,7 @@
 """Train L2F and MAML the same way and test them on the same tasks: the main job.
 
-    python experiments/compare.py --config=configs/classification/icons.py --run=runs/icons
+    python experiments/compare.py --run=runs/icons \\
+        --config=configs/classification/icons.py
 
 The two runs differ in nothing but the initialisation transform: the config's, and none.
 Prints their test tables with the paired difference, and writes comparison.png beside

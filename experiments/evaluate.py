@@ -129,7 +129,9 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
         for name in first.scores:
             a, b = first.scores[name], other.scores.get(name)
             if b is not None and len(a) == len(b):
-                console.print(f"  {name}: {paired(a[:, -1], b[:, -1])}", highlight=False)
+                console.print(
+                    f"  {name}: {paired(a[:, -1], b[:, -1])}", highlight=False
+                )
 
 
 def _show_one(evaluation: Evaluation, console: Console) -> None:
@@ -156,7 +158,9 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--split", choices=("val", "test"), default="test")
-    parser.add_argument("--tasks", type=int, help="fixed tasks; the config's by default")
+    parser.add_argument(
+        "--tasks", type=int, help="fixed tasks; the config's by default"
+    )
     parser.add_argument("--bank", help="the data set's folder, if it has moved")
     options = parser.parse_args()
     if options.tasks is not None and options.tasks < 1:

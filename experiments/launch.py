@@ -50,7 +50,7 @@ def guard(main: Callable[[], None]) -> None:
 
 
 def set_up() -> None:
-    """Keep compiled programs across runs, and join the other processes if there are any.
+    """Keep compiled programs across runs, and join the other processes of this one.
 
     A run over several processes sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID in each of them (on clusters that JAX knows, nothing).

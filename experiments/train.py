@@ -1,6 +1,7 @@
 """Meta-train: the one loop for all problems.
 
-    python experiments/train.py --config=configs/classification/icons.py --run=runs/icons
+    python experiments/train.py --run=runs/icons \\
+        --config=configs/classification/icons.py
 
 Started again with the same arguments, it goes on where it was interrupted, bit for bit.
 """
@@ -78,7 +79,9 @@ def train(config: ConfigDict, run: Path) -> bool:
                 else:  # interrupted
                     score = None
                 checkpoints.save(step, state, score=score)
-        recorder.say(f"{run}: {'complete' if step == total else 'interrupted'} at {step}")
+        recorder.say(
+            f"{run}: {'complete' if step == total else 'interrupted'} at {step}"
+        )
     return step == total
 
 
@@ -161,7 +164,9 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
                     "--run, or the same config to resume it"
                 )
     elif any(run.iterdir()):
-        raise ValueError(f"--run ({run}) holds files but no run.json; name a new folder")
+        raise ValueError(
+            f"--run ({run}) holds files but no run.json; name a new folder"
+        )
     record = {"config": resolved, "data": experiment.facts, **environment()}
     write_json(path, {"protocol": experiment.protocol, **record})
 

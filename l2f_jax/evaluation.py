@@ -114,7 +114,7 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
     """
     first = members[0]
     if any(not np.array_equal(m.targets, first.targets) for m in members):
-        raise ValueError("`members` predict different tasks; an ensemble needs the same")
+        raise ValueError("`members` predict different tasks; they must be the same")
     mean = np.mean([m.outputs for m in members], axis=0)
     return Predictions(mean, first.targets)
 
@@ -132,7 +132,7 @@ def interval(scores: np.ndarray) -> Interval:
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> Interval:
-    """Return the interval of a - b for scores [tasks] of two methods on the same tasks."""
+    """Return the interval of a - b, scores [tasks] of two methods on the same tasks."""
     if np.shape(a) != np.shape(b):
         raise ValueError(f"paired scores differ in shape: {np.shape(a)}, {np.shape(b)}")
     return interval(np.asarray(a) - np.asarray(b))

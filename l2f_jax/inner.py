@@ -85,13 +85,17 @@ def fixed_rates(rates: Params) -> InnerRule:
 
 
 def _indexed_by_step(rates: Params) -> optax.GradientTransformation:
-    def update(grads, count, params=None):
+    def init(params: Any) -> Any:
+        del params
+        return jnp.zeros((), int)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         # An index beyond the last step takes the last.
-        now = {path: jnp.asarray(rates[path])[count] for path in grads}
-        return {path: -now[path] * g for path, g in grads.items()}, count + 1
+        now = {path: jnp.asarray(rates[path])[state] for path in updates}
+        return {path: -now[path] * g for path, g in updates.items()}, state + 1
 
-    return optax.GradientTransformation(lambda fast: jnp.zeros((), int), update)
+    return optax.GradientTransformation(init, update)
 
 
 def unroll(
@@ -129,7 +133,7 @@ def unroll(
         if first_order:
             grads = jax.lax.stop_gradient(grads)
         updates, memory = optimiser.update(grads, memory, fast)
-        fast = optax.apply_updates(fast, updates)
+        fast: Any = optax.apply_updates(fast, updates)
         return (fast, stats, memory), (fast, stats)
 
     # Inside a scan nothing can be merged with the original computation, so the barrier

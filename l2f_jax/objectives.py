@@ -55,7 +55,7 @@ def multi_step_loss(
 ) -> Objective:
     """Judge a task by the weighted query losses after every inner step.
 
-    sum over t = 1 .. steps of w_t L(theta'_t; query). Scores are those of the last step.
+    sum over t = 1 .. steps of w_t L(theta'_t; query). Scores are of the last step.
 
     Args:
       weights: outer step -> [steps], see `multi_step_weights`.  Others: `query_loss`.
@@ -92,8 +92,9 @@ def multi_step_weights(epoch: Array | int, steps: int, epochs: int) -> Array:
     w_S = min(1/S + e (S-1)/(S E), 1 - (S-1) 0.03/S); they sum to 1. float32.
 
     Args:
-      epoch: e, counted from 0; `epochs`: E, over which the weight moves to the last step.
+      epoch: e, counted from 0.
       steps: S.
+      epochs: E, over which the weight moves to the last step.
     """
     epoch = jnp.asarray(epoch, jnp.result_type(float))
     early = jnp.maximum(1 / steps - epoch / (steps * epochs), 0.03 / steps)

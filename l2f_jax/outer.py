@@ -80,13 +80,14 @@ def make_update(
       from `shared`) is sharded over tasks, `shared` is on every device. Metrics are
       means over the tasks.
     Raises:
-      ValueError: unknown `reduction`, or devices that cannot share `tasks` equally.
+      ValueError: unknown `reduction`, or `tasks` that do not divide evenly over the
+        devices and there into groups of `at_once`.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"`reduction` ({reduction!r}) must be one of {', '.join(REDUCTIONS)}"
         )
-    check_divisible(tasks, mesh)
+    check_divisible(tasks, mesh, at_once)
     scale = 1.0 if reduction == "sum" else 1.0 / tasks
 
     def task(shared, item):
@@ -99,7 +100,7 @@ def make_update(
         return grads, stats, metrics
 
     def one(data, state: TrainState, items):
-        numbers = state.step * tasks + jnp.arange(tasks)
+        numbers = state.step * tasks + jnp.arange(tasks, dtype=jnp.int32)
         grads, stats, metrics = sum_over_tasks(
             task, (numbers, items), (state, data), mesh, at_once
         )
@@ -107,7 +108,7 @@ def make_update(
         metrics = jax.tree.map(lambda x: x / tasks, metrics)
         metrics["outer/gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.meta)
-        meta = optax.apply_updates(state.meta, updates)
+        meta: Any = optax.apply_updates(state.meta, updates)
         stats = jax.tree.map(lambda x: x / tasks, stats)
         return TrainState(state.step + 1, state.key, meta, opt_state, stats), metrics
 
@@ -160,5 +161,5 @@ def meta_optimiser(
         return optimiser
     if clip <= 0:
         raise ValueError(f"`clip` ({clip}) must be positive, or None for no clipping")
-    theta_only = MetaParams(params=True, transform=False, rule=False)
+    theta_only = MetaParams(True, False, False)  # pyright: ignore  (a mask of its shape)
     return optax.chain(optax.masked(optax.clip(clip), theta_only), optimiser)

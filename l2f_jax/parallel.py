@@ -24,17 +24,22 @@ def task_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_divisible(tasks: int, mesh: Mesh) -> None:
-    """Raise ValueError unless every device gets equally many tasks."""
+def check_divisible(tasks: int, mesh: Mesh, at_once: int = 1) -> None:
+    """Raise ValueError unless every device gets equally many tasks, in full groups."""
     if tasks < 1 or tasks % mesh.size:
         raise ValueError(
             f"`tasks` ({tasks}) must be a positive multiple of the {mesh.size} "
             "device(s) that share them"
         )
+    if at_once < 1 or tasks // mesh.size % at_once:
+        raise ValueError(
+            f"`at_once` ({at_once}) must divide the {tasks // mesh.size} task(s) of a "
+            "device"
+        )
 
 
 def tasks_at_once(how: str, tasks: int, mesh: Mesh) -> int:
-    """Return how many tasks a device adapts at once: all of its ("vmap") or 1 ("map")."""
+    """Return how many tasks a device adapts at once: its all ("vmap") or 1 ("map")."""
     return tasks // mesh.size if how == "vmap" else 1
 
 

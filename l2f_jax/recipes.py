@@ -5,7 +5,7 @@ Every recipe takes `transform=`: L2F on top of any of them is that one argument,
     maml(model, loss, transform=attenuate())        # the paper's MAML+L2F, or `l2f`
     meta_sgd(model, loss, transform=attenuate())    # L2F on Meta-SGD
 
-and `adapt_norm=True` adds the norm layers' scale and shift to what the inner loop moves.
+and `adapt_norm=True` adds the norm layers' scale and shift to what adapts.
 First-order MAML is `maml` adapted with `first_order=True`.
 """
 

@@ -93,7 +93,7 @@ def _block_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if kind == "parameter":
         return shape
     ones = (1,) * len(shape)
-    return (*ones[:-1], shape[-1]) if kind == "filter" else ones
+    return (*ones[:-1], *shape[-1:]) if kind == "filter" else ones
 
 
 def _group(kind: str, path: str) -> str:

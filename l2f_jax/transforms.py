@@ -40,7 +40,7 @@ class Generator(NamedTuple):
 
 
 def is_not_norm(path: str) -> bool:
-    """Say whether a path names a tensor outside the norm layers (the official choice)."""
+    """Say whether a path is of a tensor outside norm layers (the official choice)."""
     return "norm" not in path
 
 
@@ -143,7 +143,8 @@ def attenuate(
         reading, "module" takes weight and bias of a layer together.
       embedding: what g_phi sees; by default `gradients(through=through)`, the mean
         support gradient of each tensor.
-      conditioned: False learns gamma itself, from 1, without g_phi (Table 4).
+      conditioned: False learns the coefficients themselves, without g_phi and from 1
+        before the squash; Table 4's gamma = 1 takes squash="none".
       squash, affine: see `modulate` (Table 6).
       layers: linear layers of g_phi; 2 as the official code, 3 as the paper's text.
       select: the attenuated tensors; all but the norm layers' by default.
@@ -261,6 +262,7 @@ def free(value: float = 1.0) -> Generator:
     """
 
     def init(key: Array, inputs: int, gains: int, shifts: int, dtype) -> Array:
-        return jnp.concatenate([jnp.full(gains, value, dtype), jnp.zeros(shifts, dtype)])
+        parts = jnp.full(gains, value, dtype), jnp.zeros(shifts, dtype)
+        return jnp.concatenate(parts)
 
     return Generator(init, lambda phi, embedding: phi)

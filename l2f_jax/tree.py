@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from l2f_jax.types import Array, Params
 
 
-def split(
-    params: Params, predicate: Callable[[str], bool]
-) -> tuple[Params, Params]:
+def split(params: Params, predicate: Callable[[str], bool]) -> tuple[Params, Params]:
     """Split into (paths where the predicate holds, the others)."""
     chosen = {path: x for path, x in params.items() if predicate(path)}
     return chosen, {path: x for path, x in params.items() if path not in chosen}

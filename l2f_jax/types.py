@@ -95,7 +95,7 @@ class InnerRule(NamedTuple):
 
 
 Source = Callable[[Params, Any], Data]
-"""source(params, t) -> data: t = 0 is what the transform sees, t = 1..K inner step t."""
+"""source(params, t) -> data: t = 0 is what the transform sees, t = 1 .. K step t."""
 
 TaskLoss = Callable[..., tuple[Array, Stats]]
 """loss(params, stats, data, *, phase, step, key) -> (scalar, stats)."""

@@ -201,7 +201,9 @@ def run_task(params, task, options):
     seen = {}
 
     def on_support(step):
-        return support_gradient(current, support_x, support_y, step, kind)
+        # First order: the gradient is a constant, computed from constants.
+        point = jax.lax.stop_gradient(current) if options.order == 1 else current
+        return support_gradient(point, support_x, support_y, step, kind)
 
     if options.attenuate:
         loss, logits, gradient = on_support(0)
@@ -216,8 +218,6 @@ def run_task(params, task, options):
     for step, rates in enumerate(params[RATES]):
         loss, logits, gradient = on_support(step)
         support.append((loss, logits))
-        if options.order == 1:
-            gradient = jax.lax.stop_gradient(gradient)
         current = current | descend(current, gradient, rates, kind)
         if options.msl_weights is not None or step == len(params[RATES]) - 1:
             queries.append(query_loss(current, query_x, query_y, step, kind))

@@ -42,7 +42,8 @@ def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*COMMAND, f"--run={run}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": CACHE} | environment,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": CACHE}
+        | environment,
         stderr=subprocess.PIPE,
         text=True,
     )

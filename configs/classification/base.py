@@ -97,7 +97,7 @@ def attenuate() -> ConfigDict:
     transform = ConfigDict()
     transform.name = "attenuate"
     transform.scope = "layer"  # Table 4: "parameter", "filter", "network"; "module"
-    transform.conditioned = True  # False: gamma is learned itself, from 1 (Table 4)
+    transform.conditioned = True  # False: learned itself (Table 4, with squash "none")
     transform.squash = "sigmoid"  # "none": gamma is unbounded (Table 6)
     transform.affine = False  # also generate a shift delta (Table 6)
     transform.layers = 2  # linear layers of g_phi; the paper's text says 3

@@ -1,7 +1,7 @@
 """The embedded default: L2F on icons, 5-way 1-shot, in minutes on a CPU.
 
-    python experiments/train.py --config=configs/classification/icons.py --run=runs/icons
-    python experiments/train.py --config=configs/classification/icons.py:maml ...
+    python experiments/compare.py --run=runs/icons \\
+        --config=configs/classification/icons.py
 
 Accuracy to beat, of a nearest neighbour on pixels: 45.1 % (1-shot), 68.1 % (5-shot).
 What MAML and L2F reach here stands in RESULTS.md.

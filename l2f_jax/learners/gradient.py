@@ -98,7 +98,7 @@ def gradient_learner(
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
         params = merge(at(adapted.path, t), adapted.shared)
-        # Per-step tensors are indexed by the last step taken (the official code's rule).
+        # Per-step tensors are indexed by the last step taken, as in the official code.
         step = jnp.maximum(t - 1, 0)
         return model.apply(
             params, at(adapted.stats, t), inputs, phase=phase, step=step, key=key

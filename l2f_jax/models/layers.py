@@ -36,7 +36,12 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, method: str) -> Array:
             padding=[(size // 2, size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-    return patches(x, size, stride) @ kernel.reshape(size * size * channels, filters)
+    windows = patches(x, size, stride)
+    # As a product of two matrices: with the pixels left in three axes, XLA transposes
+    # the gradients in memory and the whole meta-gradient takes 1.4 times as long.
+    flat = windows.reshape(-1, size * size * channels)
+    products = flat @ kernel.reshape(size * size * channels, filters)
+    return products.reshape(*windows.shape[:-1], filters)
 
 
 def patches(x: Array, size: int, stride: int = 1) -> Array:

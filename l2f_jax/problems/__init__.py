@@ -22,5 +22,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     problem = sections.pop("problem", None)
     sections.pop("seed", None)  # of Experiment.init
     if problem not in PROBLEMS:
-        raise ValueError(f"`problem` ({problem!r}) must be one of {', '.join(PROBLEMS)}")
+        raise ValueError(
+            f"`problem` ({problem!r}) must be one of {', '.join(PROBLEMS)}"
+        )
     return call(PROBLEMS[problem], sections, "")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from l2f_jax import backend, recipes
 from l2f_jax.data.augment import augment as augmentation
 from l2f_jax.data.bank import ImageBank, embedded_icons, load_bank
-from l2f_jax.data.episodes import EpisodeSpec, preprocessing
+from l2f_jax.data.episodes import EpisodeSpec, Preprocess, preprocessing
 from l2f_jax.evaluation import (
     Predictions,
     make_predict,
@@ -53,27 +53,32 @@ def classification(
     training: Section,
     evaluation: Section,
 ) -> Experiment:
-    """Build few-shot classification; `configs/classification/icons.py` has every key."""
-    schedule = call(Schedule, training, "training")
-    mesh = task_mesh()
+    """Build few-shot classification; `configs/classification/base.py` has all keys."""
+    data = dict(data)
+    sizes = {key: data.pop(key) for key in EpisodeSpec._fields if key in data}
+    spec = call(EpisodeSpec, sizes, "data")
+    built = method(
+        ways=spec.ways,
+        model=model,
+        learner=learner,
+        transform=transform,
+        optimiser=optimiser,
+        training=training,
+    )
+    schedule, mesh = built.schedule, task_mesh()
     check_divisible(schedule.tasks, mesh)
     at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)
-    data = dict(data)
-    spec = EpisodeSpec(*(data.pop(key) for key in ("ways", "shots", "queries")))
     bank, feed = call(_feed, data, "data", spec=spec, mesh=mesh)
-    network = _network(model, spec.ways)
-    steps, agent = _learner(learner, transform, network)
-    adam = call(_adam, optimiser, "optimiser", schedule=schedule)
 
     def init(seed: int):
         example = jnp.zeros((1, *bank.images.shape[1:]))
-        return initial_state(agent, adam, example, seed, mesh)
+        return initial_state(built.learner, built.optimiser, example, seed, mesh)
 
     @functools.cache
     def program(which: Program):
         return make_update(
-            _objective(agent, steps, schedule, which),
-            adam,
+            objective(built, which),
+            built.optimiser,
             feed("train").episode,
             tasks=schedule.tasks,
             mesh=mesh,
@@ -90,9 +95,9 @@ def classification(
     @functools.cache
     def predictor(split: str, points: tuple[int, ...] | None):
         return make_predict(
-            agent,
+            built.learner,
             feed(split).fixed_episode,
-            steps=steps,
+            steps=built.steps,
             points=points,
             mesh=mesh,
             at_once=at_once,
@@ -112,11 +117,72 @@ def classification(
         score="accuracy",
         schedule=schedule,
         evaluation=call(Evaluation, evaluation, "evaluation"),
-        steps=steps,
-        learner=agent,
-        protocol=PROTOCOLS[model["norm"]["mode"]],
+        steps=built.steps,
+        learner=built.learner,
+        protocol=built.protocol,
         facts=_facts(bank),
     )
+
+
+class Method(NamedTuple):
+    """All that a config describes except its data; see `method`."""
+
+    learner: Learner
+    steps: int
+    schedule: Schedule
+    optimiser: optax.GradientTransformation
+    protocol: str
+
+
+def method(
+    *,
+    ways: int,
+    model: Section,
+    learner: Section,
+    transform: Section,
+    optimiser: Section,
+    training: Section,
+) -> Method:
+    """Build what needs no data set: the learner and how it is trained."""
+    schedule = call(Schedule, training, "training")
+    norm = _norm(model.get("norm", {}))
+    steps, agent = _learner(learner, transform, _network(model, norm, ways))
+    if schedule.multi_step_epochs and not steps:
+        raise ValueError("`training.multi_step_epochs` needs `learner.steps` above 0")
+    outer = call(_optimiser, optimiser, "optimiser", schedule=schedule)
+    return Method(agent, steps, schedule, outer, PROTOCOLS[norm.mode])
+
+
+def objective(built: Method, program: Program) -> Objective:
+    """Build the loss of one task in a program of the schedule."""
+    steps, schedule = built.steps, built.schedule
+    common: dict[str, Any] = {
+        "steps": steps,
+        "first_order": program.first_order,
+        "scores": {"accuracy": accuracy},
+    }
+    if not program.multi_step:
+        return query_loss(built.learner, cross_entropy, **common)
+
+    def weights(step: jax.Array) -> jax.Array:
+        epoch = step // schedule.iterations_per_epoch
+        return multi_step_weights(epoch, steps, schedule.multi_step_epochs)
+
+    return multi_step_loss(built.learner, cross_entropy, weights=weights, **common)
+
+
+def normalising(
+    mean: Sequence[float],
+    std: Sequence[float],
+    provenance: Mapping[str, Any],
+    augment: Sequence[str] = (),
+) -> Preprocess:
+    """Build the conversion of images to inputs; mean and std () are the bank's own."""
+    mean, std = (
+        tuple(given) or tuple(provenance[name])
+        for name, given in (("mean", mean), ("std", std))
+    )
+    return preprocessing(mean, std, augmentation(*augment))
 
 
 def _feed(
@@ -132,9 +198,7 @@ def _feed(
 ) -> tuple[ImageBank, Callable[[str], Feed]]:
     """Return the bank, and split -> Feed, opened when first asked for."""
     images = embedded_icons(icons_split) if bank == "icons" else load_bank(bank)
-    mean = tuple(mean) or images.provenance["mean"]
-    std = tuple(std) or images.provenance["std"]
-    preprocess = preprocessing(mean, std, augmentation(*augment))
+    preprocess = normalising(mean, std, images.provenance, augment)
 
     @functools.cache
     def feed(split: str) -> Feed:
@@ -143,12 +207,15 @@ def _feed(
     return images, feed
 
 
-def _network(section: Section, ways: int) -> Model:
-    options, norm = dict(section), dict(section["norm"])
-    norm["per_step"] = norm.get("per_step") or None  # 0: shared by all steps
-    options["norm"] = call(Norm, norm, "model.norm")
+def _norm(section: Section) -> Norm:
+    options = dict(section)
+    options["per_step"] = options.get("per_step") or None  # 0: shared by all steps
+    return call(Norm, options, "model.norm")
+
+
+def _network(section: Section, norm: Norm, ways: int) -> Model:
     models = {"conv4": conv4, "resnet12": resnet12}
-    return select(options, "model", models, outputs=ways)
+    return select({**section, "norm": norm}, "model", models, outputs=ways)
 
 
 def _learner(section: Section, transform: Section, model: Model) -> tuple[int, Learner]:
@@ -176,29 +243,14 @@ def _learner(section: Section, transform: Section, model: Model) -> tuple[int, L
     return steps, agent
 
 
-def _adam(
-    *, lr: float, min_lr: float, clip: float, schedule: Schedule
+def _optimiser(
+    *, name: str, lr: float, min_lr: float, clip: float, schedule: Schedule
 ) -> optax.GradientTransformation:
-    """`clip` 0 does not clip."""
+    """Build the outer optimiser; `clip` 0 does not clip."""
     if not 0 <= min_lr <= lr:
         raise ValueError(f"`optimiser.min_lr` ({min_lr}) must lie in 0 .. lr ({lr})")
     rate = cosine_by_epoch(lr, min_lr, schedule.epochs, schedule.iterations_per_epoch)
-    return meta_optimiser(rate, clip or None)
-
-
-def _objective(
-    learner: Learner, steps: int, schedule: Schedule, program: Program
-) -> Objective:
-    scores = {"accuracy": accuracy}
-    common = dict(steps=steps, first_order=program.first_order, scores=scores)
-    if not program.multi_step:
-        return query_loss(learner, cross_entropy, **common)
-
-    def weights(step: jax.Array) -> jax.Array:
-        epoch = step // schedule.iterations_per_epoch
-        return multi_step_weights(epoch, steps, schedule.multi_step_epochs)
-
-    return multi_step_loss(learner, cross_entropy, weights=weights, **common)
+    return meta_optimiser(rate, clip=clip or None, name=name)
 
 
 def _scores(predictions: Predictions) -> dict[str, np.ndarray]:

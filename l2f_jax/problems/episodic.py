@@ -6,7 +6,7 @@ the memory-mapped bank while the step before ran.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +66,12 @@ class Feed:
         return episodes.to_episode(raw, self.spec.shots, self.preprocess, augment_key)
 
     def fixed_episode(self, shared: Any, item: Any) -> Episode:
-        """Make an evaluation episode, never augmented; `item` is a key or raw images."""
+        """Make an evaluation episode, not augmented; `item` is a key or raw images."""
         raw = item if self.streamed else self._sampled(shared, item)
         return episodes.to_episode(raw, self.spec.shots, self.preprocess)
 
     def training_items(self, key: Array, step: int, iterations: int, tasks: int) -> Any:
-        """Return what `iterations` steps from `step` on receive, [iterations, tasks]."""
+        """Return what `iterations` steps from `step` on get, [iterations, tasks]."""
         if not self.streamed:
             return ()
         if self._expected != (step, iterations):
@@ -95,13 +95,15 @@ class Feed:
         self, key: Array, step: int, iterations: int, tasks: int
     ) -> Iterator[np.ndarray]:
         """Yield, dispatch after dispatch, the image numbers of this process's tasks."""
-        run_key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(key)))
+        bits = np.asarray(jax.random.key_data(key))  # the key lies on all processes
+        run_key = jax.random.wrap_key_data(jnp.asarray(bits))
         own = tasks // jax.process_count()
         first = jax.process_index() * own
         while True:
             steps = step + np.arange(iterations)[:, None]
             numbers = steps * tasks + first + np.arange(own)
-            keys = jax.vmap(_sample_key, (None, 0))(run_key, numbers.reshape(-1))
+            flat = jnp.asarray(numbers.reshape(-1))
+            keys = jax.vmap(_sample_key, (None, 0))(run_key, flat)
             drawn = np.asarray(self._draw(keys))
             yield drawn.reshape(*numbers.shape, *drawn.shape[1:])
             step += iterations

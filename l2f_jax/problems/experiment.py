@@ -20,8 +20,8 @@ class Experiment(NamedTuple):
       `step` is the state's own, as the host knows it.
     predict(meta, stats, split, tasks, points=None, seed=0) -> Predictions on the first
       `tasks` fixed evaluation tasks of "val" or "test", after `points` inner steps.
-    scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`, of
-      which larger is better.
+    scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`,
+      of which larger is better.
     steps: inner steps.  learner: the algorithm itself, for uses beyond these.
     protocol: what the prediction of one query example may depend on.
     facts: of the data, for the record.

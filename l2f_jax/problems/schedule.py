@@ -1,4 +1,4 @@
-"""How long a run is, how many tasks it takes, which program runs when, how it is judged."""
+"""How long a run is, how many tasks it takes, which program runs when."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,0 +1,42 @@
+"""What every test runs under: no silent promotion, and compiled programs kept."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+CACHE = Path(__file__).parent.parent / ".jax_cache"
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "mixed_dtypes: allow them, as Optax's Adam (float ** integer) needs"
+    )
+    # Of two test runs at once, one may read an entry that the other is writing. It
+    # compiles then as if there were none.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Error reading persistent compilation cache"
+    )
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dtype_promotion(request):
+    """Refuse to mix dtypes, except in modules marked `mixed_dtypes`."""
+    mixed = request.node.get_closest_marker("mixed_dtypes")
+    with jax.numpy_dtype_promotion("standard" if mixed else "strict"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Run a test in float64; for a module, `pytestmark = usefixtures("x64")`."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

@@ -1,0 +1,231 @@
+"""Every config builds, checked without compiling; every mistake is named."""
+
+import importlib
+import itertools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.classification.base import VARIANTS, get_config
+from l2f_jax.data.writer import write_bank
+from l2f_jax.problems import build
+
+pytestmark = pytest.mark.mixed_dtypes
+
+FOLDER = Path(__file__).parent.parent / "configs" / "classification"
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
+CHOICES = [",".join(chosen) for chosen in itertools.product(*VARIANTS)]
+SHAPES = {"omniglot": (28, 28, 1), "icons": (28, 28, 1)}  # others: 32 x 32 RGB
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    """Return shape -> a bank with just enough for 5 ways, 5 shots and 15 queries."""
+    folder = tmp_path_factory.mktemp("banks")
+
+    def path_of(shape):
+        path = folder / str(shape[0])
+        if not path.exists():
+            with write_bank(path, {"source": "test"}) as add:
+                for split, i in itertools.product(("train", "val", "test"), range(5)):
+                    images = np.full((20, *shape), 50 * i, np.uint8)
+                    add(f"{split} {i}", split, images)
+        return str(path)
+
+    return path_of
+
+
+@pytest.fixture
+def config(bank):
+    config = get_config("l2f")
+    config.data.bank = bank((28, 28, 1))
+    return config.unlock()
+
+
+def config_of(name, variant, bank):
+    module = importlib.import_module(f"configs.classification.{name}")
+    config = module.get_config(variant)
+    if config.data.bank != "icons":
+        config.data.bank = bank(SHAPES.get(name, (32, 32, 3)))
+    return config
+
+
+def put(config, key, value):
+    """Set `section.key`."""
+    *sections, last = key.split(".")
+    for section in sections:
+        config = config[section]
+    config[last] = value
+
+
+def initial(experiment):
+    return jax.eval_shape(lambda: experiment.init(0))
+
+
+# What works ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", CHOICES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_builds(name, variant, bank):
+    experiment = build(config_of(name, variant, bank))
+    meta = initial(experiment).meta
+    assert bool(meta.transform) == ("l2f" in variant)
+    assert ("block_0/conv_0/kernel" in meta.params) == ("resnet12" in variant)
+    assert meta.params["head/kernel"].shape[-1] == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [*((name, "") for name in NAMES), ("miniimagenet", "resnet12")]
+)
+def test_update_keeps_the_shape_of_the_state(name, variant, bank):
+    experiment = build(config_of(name, variant, bank))
+    state = initial(experiment)
+    after, metrics = jax.eval_shape(lambda s: experiment.update(s, 0, 2), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert {"outer/loss", "outer/accuracy"} < set(metrics)
+    assert {x.shape for x in metrics.values()} == {(2,)}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("model.pooling", ["max", "stride"]),
+        ("model.conv", ["im2col", "xla"]),
+        ("model.norm.mode", ["batch", "support", "running", "layer"]),
+        ("model.norm.per_step", [5]),
+        ("learner.name", ["maml", "meta_sgd", "mamlpp", "anil", "boil"]),
+        ("learner.adapt_norm", [True]),
+        ("transform.scope", ["parameter", "filter", "layer", "module", "network"]),
+        ("transform.conditioned", [False]),
+        ("transform.squash", ["sigmoid", "none"]),
+        ("transform.affine", [True]),
+        ("transform.layers", [1, 3]),
+        ("optimiser.name", ["adam", "sgd"]),
+        ("data.augment", [("rotate_classes", "crop", "flip")]),
+        ("data.placement", ["device", "stream"]),
+        ("training.task_map", ["map", "vmap"]),
+        ("training.reduction", ["sum", "mean"]),
+    ],
+)
+def test_every_documented_value_builds(config, key, values):
+    for value in values:
+        put(config, key, value)
+        initial(build(config))
+
+
+@pytest.mark.parametrize("key", ["norm", "filters", "pooling"])
+def test_keys_with_a_default_may_be_left_out(config, key):
+    del config.model[key]
+    initial(build(config))
+
+
+# What is refused ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("problem", "ranking"),
+        ("data.bank", "nowhere"),
+        ("data.ways", 6),
+        ("data.shots", 0),
+        ("data.queries", 20),
+        ("data.std", (0.0,)),
+        ("data.augment", ("blur",)),
+        ("data.placement", "disk"),
+        ("model.name", "vgg"),
+        ("model.pooling", "mean"),
+        ("model.conv", "fft"),
+        ("model.norm.mode", "group"),
+        ("model.norm.per_step", -1),
+        ("learner.name", "reptile"),
+        ("learner.steps", -1),
+        ("transform.name", "amplify"),
+        ("transform.scope", "layr"),
+        ("transform.squash", "tanh"),
+        ("transform.layers", 0),
+        ("optimiser.name", "adamw"),
+        ("optimiser.min_lr", 2.0),
+        ("optimiser.clip", -1.0),
+        ("training.tasks", 0),
+        ("training.order", 3),
+        ("training.reduction", "max"),
+        ("training.task_map", "scan"),
+        ("training.iterations", 0),
+        ("training.iterations_per_epoch", 0),
+        ("training.first_order_epochs", -1),
+        ("evaluation.ensemble", 0),
+    ],
+)
+def test_wrong_value_is_named(config, key, value):
+    put(config, key, value)
+    shown = value[0] if isinstance(value, tuple) else value
+    with pytest.raises(ValueError) as refusal:
+        build(config)
+    assert key.split(".")[-1] in str(refusal.value)
+    assert str(shown) in str(refusal.value)
+
+
+SECTIONS = [
+    "data",
+    "model",
+    "model.norm",
+    "learner",
+    "transform",
+    "optimiser",
+    "training",
+    "evaluation",
+]
+
+
+@pytest.mark.parametrize("section", ["", *(f"{name}." for name in SECTIONS)])
+def test_unknown_key_is_named(config, section):
+    put(config, f"{section}stray", 1)
+    with pytest.raises(ValueError, match=f"`{section}stray` is no option here"):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(name for name in SECTIONS if "." not in name),
+        "data.ways",
+        "data.bank",
+        "model.name",
+        "learner.name",
+        "learner.steps",
+        "transform.name",
+        "optimiser.lr",
+        "training.tasks",
+        "evaluation.ensemble",
+    ],
+)
+def test_missing_key_is_named(config, key):
+    section, _, last = key.rpartition(".")
+    part = config
+    for name in filter(None, section.split(".")):
+        part = part[name]
+    del part[last]
+    with pytest.raises(ValueError, match=f"`{key}`"):
+        build(config)
+
+
+def test_multi_step_loss_without_steps_is_refused(config):
+    config.learner.steps, config.training.multi_step_epochs = 0, 3
+    with pytest.raises(ValueError, match="multi_step_epochs` needs `learner.steps`"):
+        build(config)
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="variant '3shot' must be one of l2f, maml"):
+        get_config("l2f,3shot")
+
+
+def test_configs_do_not_share_state():
+    get_config().learner.steps = 7
+    assert get_config().learner.steps == 5

@@ -1,0 +1,51 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2f_jax.losses import accuracy, cross_entropy, squared_error, supervised
+from l2f_jax.types import Batch, Model
+
+
+def test_cross_entropy_by_hand():
+    # p = 3/4 and 1/4 in both rows; labels 0 and 1: -(log 3/4 + log 1/4) / 2
+    logits = jnp.array([[math.log(3.0), 0.0], [math.log(3.0), 0.0]])
+    expected = -(math.log(0.75) + math.log(0.25)) / 2
+    assert cross_entropy(logits, jnp.array([0, 1])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    # log p = -1000 for the wrong class, 0 for the right one
+    logits = jnp.array([[1000.0, 0.0], [1000.0, 0.0]])
+    assert cross_entropy(logits, jnp.array([0, 1])) == 500.0
+
+
+def test_squared_error_by_hand():
+    # (1 + 0 + 4 + 9) / 4
+    outputs, targets = (
+        jnp.array([[1.0, 2.0], [3.0, 4.0]]),
+        jnp.array([[0.0, 2.0], [1.0, 1.0]]),
+    )
+    assert squared_error(outputs, targets) == 3.5
+
+
+def test_accuracy_is_the_share_of_hits():
+    logits = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert accuracy(logits, jnp.array([0, 1, 1, 1])) == 0.75
+
+
+def test_accuracy_has_the_dtype_of_the_logits(x64):
+    logits = jnp.zeros((2, 2), jnp.float64)
+    assert accuracy(logits, jnp.array([0, 0])).dtype == jnp.float64
+
+
+def test_supervised_passes_everything_on_to_the_model():
+    def apply(params, stats, inputs, *, phase, step, key):
+        return params["w"] * inputs, {"seen": (phase, step, key)}
+
+    loss = supervised(Model(lambda key, inputs: ({}, {}), apply), squared_error)
+    batch = Batch(jnp.array([[1.0]]), jnp.array([[5.0]]))
+    value, stats = loss({"w": 2.0}, {}, batch, phase="support", step=3, key="k")
+    assert value == np.float32((2.0 - 5.0) ** 2)
+    assert stats == {"seen": ("support", 3, "k")}

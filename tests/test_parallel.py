@@ -1,0 +1,124 @@
+"""One device against four virtual ones, in a process of its own, in float64.
+
+Run as a module, this file is that process: it prints what the tests look at.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2f_jax.evaluation import make_predict
+from l2f_jax.losses import cross_entropy
+from l2f_jax.objectives import query_loss
+from l2f_jax.outer import initial_state, make_update
+from l2f_jax.parallel import check_divisible, task_mesh, tasks_at_once
+from l2f_jax.recipes import l2f
+from tests import toys
+
+ROOT = Path(__file__).parent.parent
+TASKS, STEPS = 8, 1
+MAPS = ("map", "vmap")
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = {
+        "JAX_NUM_CPU_DEVICES": "4",
+        "JAX_ENABLE_X64": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_parallel"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_there_are_four_devices(found):
+    assert found["devices"] == 4
+
+
+@pytest.mark.parametrize("task_map", MAPS)
+@pytest.mark.parametrize("what", ["meta", "metrics", "outputs"])
+def test_four_devices_compute_what_one_does(found, what, task_map):
+    assert found[task_map][what] < 1e-12
+
+
+def test_meta_parameters_moved(found):
+    assert found["moved"] > 1e-3
+
+
+def test_tasks_that_devices_cannot_share_are_refused(found):
+    expected = "`tasks` (6) must be a positive multiple of the 4 device(s)"
+    assert found["refusal"].startswith(expected)
+
+
+def test_tasks_at_once():
+    mesh = task_mesh(1)
+    assert [tasks_at_once(how, 6, mesh) for how in MAPS] == [1, 6]
+
+
+def results(devices, task_map):
+    """Return (meta before, meta after, metrics, outputs) of one outer step."""
+    model = toys.classifier(hidden=())
+    learner = l2f(model, toys.task_loss(model), lr=0.5)
+    mesh = task_mesh(devices)
+    at_once = tasks_at_once(task_map, TASKS, mesh)
+    update = make_update(
+        query_loss(learner, cross_entropy, steps=STEPS),
+        optax.sgd(0.1),
+        lambda shared, item, key: item,
+        tasks=TASKS,
+        mesh=mesh,
+        at_once=at_once,
+    )
+    episodes = toys.episode(tasks=(TASKS,))
+    inputs = jnp.zeros((1, toys.FEATURES), float)
+    state = initial_state(learner, optax.sgd(0.1), inputs, 0, mesh)
+    after, metrics = update(state, (), jax.tree.map(lambda x: x[None], episodes))
+    predict = make_predict(
+        learner, lambda _, x: x, steps=STEPS, mesh=mesh, at_once=at_once
+    )
+    outputs = predict(after.meta, after.stats, (), episodes).outputs
+    return state.meta, after.meta, metrics, outputs
+
+
+def gap(a, b):
+    """Return the largest difference of two trees."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+def refusal():
+    try:
+        check_divisible(6, task_mesh())
+    except ValueError as error:
+        return str(error)
+
+
+def main():
+    before, *one = results(1, "map")
+    found = {"devices": jax.device_count(), "refusal": refusal()}
+    found["moved"] = gap(before, one[0])
+    for task_map in MAPS:
+        four = results(4, task_map)[1:]
+        names = ("meta", "metrics", "outputs")
+        found[task_map] = dict(zip(names, map(gap, one, four), strict=True))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Every learner, with and without L2F, through one smoke test."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from l2f_jax import recipes
+from l2f_jax.inner import constant, sgd
+from l2f_jax.losses import accuracy, cross_entropy
+from l2f_jax.models.conv4 import conv4
+from l2f_jax.objectives import query_loss
+from l2f_jax.outer import TrainState, make_update, meta_optimiser
+from l2f_jax.parallel import task_mesh
+from l2f_jax.transforms import attenuate, identity, is_not_norm
+from l2f_jax.types import Batch, Episode, Model
+from tests import toys
+
+STEPS, TASKS = 2, 2
+
+
+def is_head(path):
+    return path.startswith("head/")
+
+
+LEARNERS = {  # and which paths it adapts
+    "maml": (recipes.maml, is_not_norm),
+    "meta_sgd": (recipes.meta_sgd, is_not_norm),
+    "mamlpp": (functools.partial(recipes.mamlpp, steps=STEPS), is_not_norm),
+    "anil": (recipes.anil, is_head),
+    "boil": (recipes.boil, lambda path: is_not_norm(path) and not is_head(path)),
+}
+LEARNED_RATES = {"meta_sgd", "mamlpp"}
+STARTS = {"identity": identity, "attenuate": attenuate}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learner(name, start):
+    recipe, is_fast = LEARNERS[name]
+    model = toys.classifier()
+    learner = recipe(model, toys.task_loss(model), transform=STARTS[start]())
+    meta = smoke(learner, toys.episode(tasks=(TASKS,)), is_fast)
+    assert (meta.transform != ()) == (start == "attenuate")
+    assert (meta.rule != ()) == (name in LEARNED_RATES)
+
+
+def test_l2f_on_a_convolutional_network():
+    model = conv4(toys.WAYS, filters=4, stages=1)
+    learner = recipes.l2f(model, toys.task_loss(model))
+    tasks = toys.episode(tasks=(TASKS,))
+    images = toys.normal(0, (2, TASKS, 6, 16, 16, 1))
+    tasks = Episode(*(Batch(x, b.targets) for x, b in zip(images, tasks, strict=True)))
+    smoke(learner, tasks, is_not_norm)
+
+
+def smoke(learner, tasks, is_fast):
+    """Initialise, adapt, predict, take two outer steps; return the initial meta."""
+    one = jax.tree.map(lambda x: x[0], tasks)
+    key = jax.random.key(0)
+    meta, stats = learner.init(key, one.support.inputs)
+    check_adaptation(learner, meta, stats, one, is_fast)
+    optimiser = meta_optimiser(0.1, name="sgd")
+    step = jnp.zeros((), jnp.int32)
+    state = TrainState(step, key, meta, optimiser.init(meta), stats)
+    update = make_update(
+        query_loss(learner, cross_entropy, steps=STEPS, scores={"accuracy": accuracy}),
+        optimiser,
+        lambda shared, item, key: item,
+        tasks=TASKS,
+        mesh=task_mesh(1),
+    )
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), tasks)
+    state, metrics = update(state, (), twice, iterations=2)
+    assert all(np.isfinite(x).all() for x in metrics.values())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.meta, meta)
+    assert all(jax.tree.leaves(moved)), moved
+    return meta
+
+
+def check_adaptation(learner, meta, stats, episode, is_fast):
+    """Check that the right tensors move, all of them, and that predictions come out."""
+
+    @jax.jit
+    def run(meta, episode):
+        adapted = learner.adapt(meta, stats, constant(episode.support), STEPS)
+        query = episode.query.inputs
+        return adapted, learner.predict(adapted, STEPS, query, phase="test")[0]
+
+    adapted, outputs = run(meta, episode)
+    assert sorted(adapted.path) == [path for path in meta.params if is_fast(path)]
+    assert sorted([*adapted.path, *adapted.shared]) == sorted(meta.params)
+    for x in adapted.path.values():
+        assert x.shape[0] == STEPS + 1 and (x[0] != x[-1]).any()
+    assert outputs.shape == (len(episode.query.targets), toys.WAYS)
+    assert np.isfinite(outputs).all()
+
+
+def one_number_each(*paths):
+    """A model without a network, and a loss with the gradient 1 everywhere."""
+    params = {path: jnp.ones(1) for path in paths}
+
+    def loss(params, stats, data, **_):
+        return sum(params.values())[0], stats
+
+    return Model(lambda key, inputs: (params, {}), None), loss
+
+
+def test_maml_with_another_rule(key):
+    learner = recipes.maml(*one_number_each("body"), rule=sgd(0.25))
+    meta, _ = learner.init(key, None)
+    path = learner.adapt(meta, {}, constant(None), 2).path
+    assert path["body"].tolist() == [[1.0], [0.75], [0.5]]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "moving"),
+    [
+        (recipes.maml, ["body", "head/bias", "norm/scale"]),
+        (recipes.l2f, ["body", "head/bias", "norm/scale"]),
+        (recipes.anil, ["head/bias", "norm/scale"]),
+        (recipes.boil, ["body", "norm/scale"]),
+    ],
+)
+def test_adapt_norm_adds_the_norm_layers(recipe, moving, key):
+    network = one_number_each("body", "head/bias", "norm/scale")
+    learner = recipe(*network, adapt_norm=True)
+    meta, _ = learner.init(key, None)
+    adapted = learner.adapt(meta, {}, constant(None), 1)
+    assert list(adapted.path) == moving
+
+
+def test_every_start_begins_with_the_same_network(key):
+    model, inputs = toys.classifier(), jnp.zeros((1, toys.FEATURES))
+    loss = toys.task_loss(model)
+    one, _ = recipes.maml(model, loss).init(key, inputs)
+    two, _ = recipes.mamlpp(model, loss, steps=2, transform=attenuate()).init(
+        key, inputs
+    )
+    for path, x in one.params.items():
+        np.testing.assert_array_equal(two.params[path], x)
+
+
+def test_learner_without_fast_parameters_is_refused(key):
+    learner = recipes.anil(*one_number_each("body"))
+    with pytest.raises(ValueError, match="`fast` selects none of body"):
+        learner.init(key, None)
