@@ -141,9 +141,3 @@ def test_every_start_begins_with_the_same_network(key):
     )
     for path, x in one.params.items():
         np.testing.assert_array_equal(two.params[path], x)
-
-
-def test_learner_without_fast_parameters_is_refused(key):
-    learner = recipes.anil(*one_number_each("body"))
-    with pytest.raises(ValueError, match="`fast` selects none of body"):
-        learner.init(key, None)

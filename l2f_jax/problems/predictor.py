@@ -25,7 +25,12 @@ from l2f_jax.data.episodes import Preprocess
 from l2f_jax.inner import constant
 from l2f_jax.outer import TrainState, initial_state
 from l2f_jax.parallel import task_mesh
-from l2f_jax.problems.classification import Method, method, normalising
+from l2f_jax.problems.classification import (
+    PROTOCOLS,
+    Method,
+    method,
+    normalising,
+)
 from l2f_jax.types import Array, Batch, Learner
 
 CHECKPOINTS = ("best", "latest")
@@ -99,8 +104,8 @@ class Predictor:
             )
         if not 2 <= len(present) <= self.ways:
             raise ValueError(
-                f"{len(present)} classes in the support set; this run tells 2 to "
-                f"{self.ways} apart"
+                f"the classes of the support set ({len(present)}) must be 2 to "
+                f"{self.ways}, as many as this run tells apart"
             )
         return labels.astype(np.int32), len(present)
 
@@ -141,7 +146,7 @@ def load_predictor(
     steps = built.steps if steps is None else steps
     preprocess = normalising(data["mean"], data["std"], facts["provenance"])
     protocol = built.protocol
-    if config["model"]["norm"]["mode"] == "batch" and not together:
+    if protocol == PROTOCOLS["batch"] and not together:
         protocol = ALONE
     logits = _logits(built.learner, preprocess, steps, together, protocol == ALONE)
     return Predictor(

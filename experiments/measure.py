@@ -1,0 +1,183 @@
+"""Measure the training step of an experiment: compilation, time, arithmetic, memory."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from ml_collections import ConfigDict
+
+from experiments.flops import flops
+from l2f_jax import backend
+from l2f_jax.outer import TrainState, make_update
+from l2f_jax.parallel import task_mesh, tasks_at_once
+from l2f_jax.problems import Experiment
+from l2f_jax.problems.classification import method, objective
+from l2f_jax.types import Batch, Episode
+
+MIB = 2**20
+
+
+class Step(NamedTuple):
+    """A compiled training step.
+
+    run() takes `iterations` meta-iterations in one dispatch. facts: compile_s (tracing
+    to executable, in seconds), gflop (10^9 operations of a meta-iteration), and by the
+    compiler's account temporary_mib and, with arguments and outputs, program_mib.
+    """
+
+    run: Callable[[], Any]
+    iterations: int
+    facts: dict[str, float]
+
+
+def last_epoch(experiment: Experiment) -> tuple[TrainState, int, int]:
+    """Return (state, step, iterations) of a dispatch in a run's last epoch.
+
+    Warm-up epochs (first-order, multi-step) lie before it, if the run has them.
+    """
+    schedule = experiment.schedule
+    step = (schedule.epochs - 1) * schedule.iterations_per_epoch
+    state = experiment.init(0)
+    state = state._replace(step=state.step + step)
+    iterations = min(schedule.iterations_per_dispatch, schedule.iterations - step)
+    return state, step, iterations
+
+
+def compile_step(experiment: Experiment) -> Step:
+    """Compile what `experiment.update` runs in the last epoch, ahead of time."""
+    state, step, iterations = last_epoch(experiment)
+    start = time.perf_counter()
+    update = jax.jit(experiment.update, static_argnums=(1, 2))
+    traced = update.trace(state, step, iterations).jaxpr
+
+    # The data set is a constant of this trace. In training it is an argument of the
+    # program, so it becomes one here too.
+    def run(constants, arguments):
+        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))(*arguments)
+
+    inputs = traced.consts, jax.tree.leaves(state)
+    compiled = jax.jit(run).lower(*inputs).compile()
+    compile_s = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    arrays -= memory.alias_size_in_bytes
+    facts = {
+        "compile_s": compile_s,
+        "gflop": flops(traced) / iterations / 1e9,
+        "temporary_mib": memory.temp_size_in_bytes / MIB,
+        "program_mib": (memory.temp_size_in_bytes + arrays) / MIB,
+    }
+    return Step(lambda: compiled(*inputs), iterations, facts)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Time one call, to the end of its computations."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def alternate(repeats: int, **calls: Callable[[], Any]) -> dict[str, list[Any]]:
+    """Call all in turn, A B A B ..., and return the results of each.
+
+    On a busy machine only neighbours are comparable: take the median of their ratios.
+    """
+    results: dict[str, list[Any]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            results[name].append(call())
+    return results
+
+
+def median_ratio(a: list[float], b: list[float]) -> float:
+    """Return the median of a / b, pair by pair."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def matrix_product() -> tuple[Callable[[], Any], float]:
+    """Return a large float32 product on one device, and its 10^9 operations."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(matrix, matrix), 2 * size**3 / 1e9
+
+
+def memory_peaks() -> dict[str, float]:
+    """Return the most memory used so far, in MiB.
+
+    peak_mib: resident, of this process.  device_mib: on the first device, unless a CPU.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peaks = {"peak_mib": peak / (MIB if sys.platform == "darwin" else 1024)}
+    device = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in device:
+        peaks["device_mib"] = device["peak_bytes_in_use"] / MIB
+    return peaks
+
+
+def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str, float]:
+    """Measure what dispatching and episode sampling cost, as shares of a step.
+
+    Takes the same meta-iterations in three ways, in turn: one a dispatch, all in one
+    dispatch, and all in one with episodes that are there already.
+
+    Returns:
+      iterations in a dispatch; dispatch_share, what single dispatches would add;
+      sampling_share, what ready episodes would save.
+    """
+    if config.problem != "classification":
+        raise ValueError(f"--parts is for classification, not {config.problem!r}")
+    state, step, iterations = last_epoch(experiment)
+    ready = presampled(config, experiment, iterations)
+
+    def one_by_one():
+        now = state
+        for i in range(iterations):
+            now, _ = experiment.update(now, step + i, 1)
+        return now
+
+    calls = {
+        "single": lambda: seconds(one_by_one),
+        "all": lambda: seconds(lambda: experiment.update(state, step, iterations)),
+        "ready": lambda: seconds(lambda: ready(state)),
+    }
+    alternate(1, **calls)  # compiles
+    taken = alternate(repeats, **calls)
+    return {
+        "iterations": iterations,
+        "dispatch_share": median_ratio(taken["single"], taken["all"]) - 1,
+        "sampling_share": 1 - median_ratio(taken["ready"], taken["all"]),
+    }
+
+
+def presampled(config: ConfigDict, experiment: Experiment, iterations: int) -> Callable:
+    """Return state -> update: the training step on given episodes of random numbers."""
+    schedule, mesh, ways = experiment.schedule, task_mesh(), config.data.ways
+    names = ("model", "learner", "transform", "optimiser", "training")
+    built = method(ways=ways, **{name: config[name] for name in names})
+    at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)
+    update = make_update(
+        objective(built, schedule.program(schedule.iterations - 1)),
+        built.optimiser,
+        lambda shared, item, key: item,
+        tasks=schedule.tasks,
+        mesh=mesh,
+        at_once=at_once,
+        reduction=schedule.reduction,
+    )
+
+    def batch(number: int) -> Batch:
+        lead = (iterations, schedule.tasks, ways * number)
+        inputs = jax.random.normal(
+            jax.random.key(0), (*lead, *experiment.facts["shape"])
+        )
+        return Batch(inputs, jnp.broadcast_to(jnp.arange(lead[-1]) // number, lead))
+
+    episodes = Episode(batch(config.data.shots), batch(config.data.queries))
+    return lambda state: update(state, (), episodes, iterations=iterations)
