@@ -16,7 +16,7 @@ LAYERS = [
     {"outer", "evaluation", "checkpoint", "interop"},
     {"problems"},
 ]
-FOLDERS = {"models", "data", "problems"}  # may import from themselves, without cycles
+FOLDERS = ("data", "models", "problems")  # may import from themselves, without cycles
 FILES = sorted((ROOT / "l2f_jax").rglob("*.py"))
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in FILES}
 INSIDE = [m for m in MODULES if m != "l2f_jax.__init__"]

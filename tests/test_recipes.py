@@ -118,18 +118,32 @@ def test_maml_with_another_rule(key):
 @pytest.mark.parametrize(
     ("recipe", "moving"),
     [
-        (recipes.maml, ["body", "head/bias", "norm/scale"]),
-        (recipes.l2f, ["body", "head/bias", "norm/scale"]),
-        (recipes.anil, ["head/bias", "norm/scale"]),
-        (recipes.boil, ["body", "norm/scale"]),
+        (recipes.maml, ["body", "head/bias"]),
+        (recipes.l2f, ["body", "head/bias"]),
+        (recipes.anil, ["head/bias"]),
+        (recipes.boil, ["body"]),
     ],
 )
-def test_adapt_norm_adds_the_norm_layers(recipe, moving, key):
+@pytest.mark.parametrize("adapt_norm", [False, True])
+def test_adapt_norm_adds_the_norm_layers(recipe, moving, adapt_norm, key):
     network = one_number_each("body", "head/bias", "norm/scale")
-    learner = recipe(*network, adapt_norm=True)
+    learner = recipe(*network, adapt_norm=adapt_norm)
     meta, _ = learner.init(key, None)
     adapted = learner.adapt(meta, {}, constant(None), 1)
-    assert list(adapted.path) == moving
+    assert list(adapted.path) == moving + ["norm/scale"] * adapt_norm
+
+
+@pytest.mark.parametrize("adapt_norm", [False, True])
+def test_l2f_attenuates_what_adapts(adapt_norm, key):
+    network = one_number_each("body", "norm/scale")
+    learner = recipes.l2f(*network, adapt_norm=adapt_norm)
+    meta, _ = learner.init(key, None)
+    adapted = learner.adapt(meta, {}, constant(None), 0)
+    assert (adapted.path["body"] < 1.0).all()
+    if adapt_norm:
+        assert (adapted.path["norm/scale"] < 1.0).all()
+    else:
+        assert adapted.shared["norm/scale"].tolist() == [1.0]
 
 
 def test_every_start_begins_with_the_same_network(key):
