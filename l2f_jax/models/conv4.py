@@ -13,6 +13,7 @@ from jax import lax
 
 from l2f_jax import backend, tree
 from l2f_jax.models import layers
+from l2f_jax.models.convolution import conv as conv_layer
 from l2f_jax.models.layers import BATCH, Norm
 from l2f_jax.types import Array, Model, Params, Phase, Stats
 
@@ -86,7 +87,7 @@ def conv4(
         del key  # nothing here is random
         x = inputs
         for b in range(stages):
-            x = layers.conv(x, params[f"conv_{b}/kernel"], stride=stride, method=method)
+            x = conv_layer(x, params[f"conv_{b}/kernel"], stride=stride, method=method)
             if conv_bias:
                 x = x + lax.broadcast_to_rank(params[f"conv_{b}/bias"], x.ndim)
             x, stats = layers.normalise(

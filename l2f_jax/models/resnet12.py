@@ -12,6 +12,7 @@ import jax
 
 from l2f_jax import backend, tree
 from l2f_jax.models import layers
+from l2f_jax.models.convolution import conv as conv_layer
 from l2f_jax.models.layers import BATCH, Norm
 from l2f_jax.types import Array, Model, Params, Phase, Stats
 
@@ -60,10 +61,10 @@ def resnet12(
 
     def block(params: Params, stats: Stats, x: Array, b: int, normalise: Callable):
         path = f"block_{b}"
-        shortcut = layers.conv(x, params[f"{path}/shortcut/kernel"], method=method)
+        shortcut = conv_layer(x, params[f"{path}/shortcut/kernel"], method=method)
         shortcut, stats = normalise(params, stats, f"{path}/shortcut_norm", shortcut)
         for i in range(3):
-            x = layers.conv(x, params[f"{path}/conv_{i}/kernel"], method=method)
+            x = conv_layer(x, params[f"{path}/conv_{i}/kernel"], method=method)
             x, stats = normalise(params, stats, f"{path}/norm_{i}", x)
             x = jax.nn.relu(x) if i < 2 else x + shortcut
         # Pooling first gives the same values, as the activation is increasing.

@@ -1,0 +1,97 @@
+"""Every way to convolve against XLA's own convolution, in value and derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from l2f_jax.backend import CONVOLUTIONS, convolution, task_map
+from l2f_jax.models.convolution import conv, patches
+
+pytestmark = pytest.mark.usefixtures("x64")
+METHODS = [m for m in CONVOLUTIONS if m != "xla"]
+SHAPES = {"3x3": (3, 2, 3), "1x1": (1, 2, 3), "3x3 wide": (3, 17, 2)}
+
+
+def inputs(shape):
+    size, channels, filters = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 5, 4, channels))
+    kernel = jax.random.normal(keys[1], (size, size, channels, filters))
+    return x, kernel, jax.random.normal(keys[2], (2, 5, 4, filters))
+
+
+def direct(x, kernel, stride=1):
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
+def close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-12 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("method", CONVOLUTIONS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_values(method, shape):
+    x, kernel, _ = inputs(shape)
+    close(conv(x, kernel, method=method), direct(x, kernel))
+
+
+@pytest.mark.parametrize("method", CONVOLUTIONS)
+def test_stride_two_of_an_odd_map(method):
+    x, kernel, _ = inputs((3, 2, 3))
+    ours = conv(x, kernel, stride=2, method=method)
+    assert ours.shape == (2, 3, 2, 3)
+    close(ours, direct(x, kernel, stride=2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_first_and_second_derivatives(method, shape):
+    x, kernel, weight = inputs(shape)
+
+    def first(convolve):
+        def loss(x, kernel):
+            return jnp.sum(jnp.tanh(convolve(x, kernel)) * weight)
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    def second(convolve):
+        def size(x, kernel):
+            return sum(jnp.sum(g**2) for g in first(convolve)(x, kernel))
+
+        return jax.grad(size, argnums=(0, 1))
+
+    def ours(x, kernel):
+        return conv(x, kernel, method=method)
+
+    for order in (first, second):
+        close(jax.jit(order(ours))(x, kernel), jax.jit(order(direct))(x, kernel))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_kernels_of_their_own_under_vmap(method):
+    x, kernel, _ = inputs((3, 2, 3))
+    kernels = jnp.stack([kernel, 2 * kernel])
+    both = jax.vmap(lambda k: conv(x, k, method=method))(kernels)
+    close(both[1], direct(x, 2 * kernel))
+
+
+def test_patches_of_a_corner():
+    # The window around pixel (0, 0) of 1 2 / 3 4 has the four in its lower right.
+    x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
+    window = patches(x, 3)[0, 0, 0].reshape(3, 3)
+    close(window, jnp.asarray([[0.0, 0, 0], [0, 1, 2], [0, 3, 4]]))
+
+
+def test_the_backend_decides_and_can_be_overruled():
+    assert convolution("auto", "cpu") == "forward" and task_map("auto", "cpu") == "map"
+    assert task_map("auto", "gpu") == "vmap"
+    assert convolution("xla", "cpu") == "xla" and task_map("vmap", "cpu") == "vmap"
+    with pytest.raises(ValueError, match="conv.*'fft'.*auto, forward, im2col, xla"):
+        convolution("fft")
