@@ -14,8 +14,8 @@ def get_config(arg: str = ""):
     config = base.get_config(arg)
     config.data.bank = "icons"
     config.training.tasks = 4
-    config.training.iterations = 1_000
+    config.training.iterations = 500
     config.training.iterations_per_epoch = 100
     config.training.first_order_epochs = 0
-    config.evaluation.validation_tasks = 200
+    config.evaluation.validation_tasks = 100
     return config
