@@ -10,6 +10,7 @@ the first. Everything is also written to evaluation_<split>.json in each run.
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,7 +166,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.tasks is not None and options.tasks < 1:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 1")
-    launch.set_up()
+    training = [read_config(run).training for run in options.runs]
+    tasks = math.gcd(*[section.tasks for section in training])
+    launch.set_up(training[0].cpu_devices, tasks)
     evaluations = []
     for run in options.runs:
         evaluations.append(evaluate(run, options.split, options.tasks, options.bank))

@@ -9,6 +9,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from l2f_jax import backend
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "l2f_jax"
 
 
@@ -27,7 +29,8 @@ def run(main: Callable[[], None]) -> None:
         rest = _parse(sys.argv)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; options begin with --")
-        set_up()
+        training = config().training
+        set_up(training.cpu_devices, training.tasks)
         main()
 
     guard(parsed)
@@ -49,14 +52,20 @@ def guard(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def set_up() -> None:
+def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:
     """Keep compiled programs across runs, and join the other processes of this one.
+
+    On a CPU the tasks of a step are spread over virtual devices, see
+    `backend.cpu_devices`; JAX_NUM_CPU_DEVICES overrules that.
 
     A run over several processes sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID in each of them (on clusters that JAX knows, nothing).
     """
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        devices = backend.cpu_devices(cpu_devices, tasks, os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", devices)
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],

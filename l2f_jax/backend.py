@@ -8,10 +8,11 @@ all at once.
 
 On CPUs both choices are measured: the gradients of XLA's own convolution are about 20
 times slower inside a loop, and the inner steps are a loop; "forward" takes less time
-and half the memory of "im2col"; one task at a time keeps one task's memory. On GPUs and
-TPUs the defaults have NOT been measured: `vmap` turns a convolution whose kernels
-differ between tasks into a grouped one, known to be slow in its gradients, hence matrix
-products there, and all tasks at once fill the device.
+and half the memory of "im2col"; one task at a time keeps one task's memory. XLA runs
+"forward" mostly on one thread, so further cores want tasks of their own: `cpu_devices`.
+On GPUs and TPUs the defaults have NOT been measured: `vmap` turns a convolution whose
+kernels differ between tasks into a grouped one, known to be slow in its gradients,
+hence matrix products there, and all tasks at once fill the device.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,20 @@ def task_map(choice: str = "auto", platform: str | None = None) -> str:
     return _resolve(
         "task_map", choice, TASK_MAPS, "map" if platform == "cpu" else "vmap"
     )
+
+
+def cpu_devices(choice: int, tasks: int, cores: int) -> int:
+    """Return over how many virtual devices a CPU spreads the tasks of a step.
+
+    Args:
+      choice: at least 1, or 0 for as many of the cores as divide `tasks`: each core
+        then adapts a task of its own, which is faster than several cores sharing each
+        convolution, and holds a task's memory of its own.
+    """
+    if choice < 0:
+        raise ValueError(f"`cpu_devices` ({choice}) must be at least 0 (auto)")
+    divisors = [n for n in range(1, cores + 1) if tasks % n == 0]
+    return choice or max(divisors)
 
 
 def _resolve(name: str, choice: str, choices: Sequence[str], default: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from l2f_jax.backend import CONVOLUTIONS, convolution, task_map
+from l2f_jax.backend import CONVOLUTIONS, convolution, cpu_devices, task_map
 from l2f_jax.models.convolution import conv, patches
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -95,3 +95,12 @@ def test_the_backend_decides_and_can_be_overruled():
     assert convolution("xla", "cpu") == "xla" and task_map("vmap", "cpu") == "vmap"
     with pytest.raises(ValueError, match="conv.*'fft'.*auto, forward, im2col, xla"):
         convolution("fft")
+
+
+def test_cpu_devices_divide_the_tasks():
+    # Of 4 cores, 3 are the most that share 6 tasks evenly.
+    assert cpu_devices(0, tasks=6, cores=4) == 3
+    assert cpu_devices(0, tasks=1, cores=4) == 1
+    assert cpu_devices(2, tasks=6, cores=1) == 2
+    with pytest.raises(ValueError, match="cpu_devices.*-1"):
+        cpu_devices(-1, tasks=2, cores=2)

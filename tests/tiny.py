@@ -13,6 +13,7 @@ def get_config(arg: str = ""):
     config.training.iterations_per_epoch = 6
     config.training.iterations_per_dispatch = 3
     config.training.first_order_epochs = 1
+    config.training.cpu_devices = 1
     config.evaluation.validation_tasks = 6
     config.evaluation.test_tasks = 6
     config.evaluation.ensemble = 2

@@ -27,6 +27,7 @@ class Schedule:
     multi_step_epochs: epochs at the start that use the multi-step loss, its weights
       moving to the last step over them (MAML++); 0 uses the query loss throughout.
     task_map: "map", "vmap" or "auto", see `backend.task_map`.
+    cpu_devices: see `backend.cpu_devices`; only what starts a run reads it.
     """
 
     iterations: int
@@ -38,6 +39,7 @@ class Schedule:
     first_order_epochs: int
     multi_step_epochs: int
     task_map: str
+    cpu_devices: int
 
     def __post_init__(self):
         least = {
@@ -47,6 +49,7 @@ class Schedule:
             "tasks": 1,
             "first_order_epochs": 0,
             "multi_step_epochs": 0,
+            "cpu_devices": 0,
         }
         _check_least("training", vars(self), least)
         if self.order not in (1, 2):
