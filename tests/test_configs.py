@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs.classification.base import VARIANTS, get_config
+from l2f_jax import backend
 from l2f_jax.data.writer import write_bank
 from l2f_jax.problems import build
 
@@ -96,7 +97,7 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
     ("key", "values"),
     [
         ("model.pooling", ["max", "stride"]),
-        ("model.conv", ["im2col", "xla"]),
+        ("model.conv", backend.CONVOLUTIONS),
         ("model.norm.mode", ["batch", "support", "running", "layer"]),
         ("model.norm.per_step", [5]),
         ("learner.name", ["maml", "meta_sgd", "mamlpp", "anil", "boil"]),
@@ -157,6 +158,7 @@ def test_keys_with_a_default_may_be_left_out(config, key):
         ("training.order", 3),
         ("training.reduction", "max"),
         ("training.task_map", "scan"),
+        ("training.cpu_devices", -1),
         ("training.iterations", 0),
         ("training.iterations_per_epoch", 0),
         ("training.first_order_epochs", -1),

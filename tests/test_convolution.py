@@ -90,10 +90,10 @@ def test_patches_of_a_corner():
 
 
 def test_the_backend_decides_and_can_be_overruled():
-    assert convolution("auto", "cpu") == "forward" and task_map("auto", "cpu") == "map"
+    assert convolution("auto", "cpu") == "im2col" and task_map("auto", "cpu") == "map"
     assert task_map("auto", "gpu") == "vmap"
     assert convolution("xla", "cpu") == "xla" and task_map("vmap", "cpu") == "vmap"
-    with pytest.raises(ValueError, match="conv.*'fft'.*auto, forward, im2col, xla"):
+    with pytest.raises(ValueError, match="conv.*'fft'.*auto, im2col, xla"):
         convolution("fft")
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.classification.base import get_config
 from l2f_jax.problems.classification import Method, objective
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
@@ -13,18 +14,8 @@ from tests import toys
 
 def schedule(**options):
     """Epochs of 10 iterations, the last cut short after 5."""
-    defaults = dict(
-        iterations=25,
-        iterations_per_epoch=10,
-        iterations_per_dispatch=4,
-        tasks=1,
-        reduction="sum",
-        order=2,
-        first_order_epochs=0,
-        multi_step_epochs=0,
-        task_map="auto",
-    )
-    return Schedule(**defaults | options)
+    short = dict(iterations=25, iterations_per_epoch=10, first_order_epochs=0)
+    return Schedule(**{**get_config().training, **short, **options})
 
 
 def test_last_epoch_may_be_short():

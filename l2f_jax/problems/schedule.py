@@ -39,7 +39,7 @@ class Schedule:
     first_order_epochs: int
     multi_step_epochs: int
     task_map: str
-    cpu_devices: int
+    cpu_devices: int = 0
 
     def __post_init__(self):
         least = {
