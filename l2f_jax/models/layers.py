@@ -31,7 +31,16 @@ def max_pool(x: Array, padding: int = 0) -> Array:
     images, height, width, channels = x.shape
     height, width = height // 2, width // 2
     x = x[:, : 2 * height, : 2 * width]
-    return x.reshape(images, height, 2, width, 2, channels).max(axis=(2, 4))
+    x = x.reshape(images, height, 2, width, 2, channels)
+    # Not `x.max`: its gradient asks which x equal the maximum, and where XLA computes x
+    # twice, with other rounding, none does: the gradient is then wrong or not a number.
+    x = _larger(x[:, :, 0], x[:, :, 1])
+    return _larger(x[:, :, :, 0], x[:, :, :, 1])
+
+
+def _larger(a: Array, b: Array) -> Array:
+    """Take the elementwise maximum; of equals, the gradient goes to the first."""
+    return jnp.where(a >= b, a, b)
 
 
 def init_linear(
