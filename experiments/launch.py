@@ -1,5 +1,6 @@
 """What every entry point does first: flags, devices, and one-line errors."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:
     A run over several processes sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID in each of them (on clusters that JAX knows, nothing).
     """
+    jax.monitoring.register_event_duration_secs_listener(return_memory)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
@@ -72,6 +74,17 @@ def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:
             int(os.environ["JAX_NUM_PROCESSES"]),
             int(os.environ["JAX_PROCESS_ID"]),
         )
+
+
+def return_memory(event: str, seconds: float, **_) -> None:
+    """Give the memory that a long compilation has freed back to the system.
+
+    The C library keeps it otherwise, hundreds of MiB, on top of what the program needs.
+    """
+    if event.endswith("/backend_compile_duration") and seconds > 1:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
+        if trim is not None:
+            trim(0)
 
 
 def config() -> ConfigDict:

@@ -1,13 +1,15 @@
 """The choices that depend on the machine, made in this one place.
 
 convolution: "im2col" writes a convolution as one matrix product of shifted slices;
-"xla" calls `lax.conv_general_dilated`. Both compute the same values.
+"xla" calls `lax.conv_general_dilated`; "forward" does too, but with derivatives written
+as forward convolutions and products. All compute the same values.
 task_map: "map" adapts the tasks of a meta-batch one after another (`lax.map`), "vmap"
 all at once.
 
 On CPUs both choices are measured: the gradients of XLA's own convolution are about 20
-times slower inside a loop, and the inner steps are a loop; one task at a time keeps one
-task's memory. Further cores may be given tasks of their own: `cpu_devices`.
+times slower inside a loop, and the inner steps are a loop; "forward" takes less time
+and half the memory of "im2col"; one task at a time keeps one task's memory. XLA runs
+"forward" mostly on one thread, so further cores want tasks of their own: `cpu_devices`.
 On GPUs and TPUs the defaults have NOT been measured: `vmap` turns a convolution whose
 kernels differ between tasks into a grouped one, known to be slow in its gradients,
 hence matrix products there, and all tasks at once fill the device.
@@ -17,19 +19,20 @@ from collections.abc import Sequence
 
 import jax
 
-CONVOLUTIONS = ("im2col", "xla")
+CONVOLUTIONS = ("forward", "im2col", "xla")
 TASK_MAPS = ("map", "vmap")
 
 
 def convolution(choice: str = "auto", platform: str | None = None) -> str:
-    """Return how to compute convolutions: "im2col" or "xla".
+    """Return how to compute convolutions: "forward", "im2col" or "xla".
 
     Args:
-      choice: "auto", or one of the two to have it whatever the machine.
+      choice: "auto", or one of the three to have it whatever the machine.
       platform: "cpu", "gpu", "tpu"; None asks JAX for its default backend.
     """
-    del platform  # every platform has the same default
-    return _resolve("conv", choice, CONVOLUTIONS, "im2col")
+    platform = platform or jax.default_backend()
+    default = "forward" if platform == "cpu" else "im2col"
+    return _resolve("conv", choice, CONVOLUTIONS, default)
 
 
 def task_map(choice: str = "auto", platform: str | None = None) -> str:
@@ -50,7 +53,8 @@ def cpu_devices(choice: int, tasks: int, cores: int) -> int:
 
     Args:
       choice: at least 1, or 0 for as many of the cores as divide `tasks`: each core
-        then adapts a task of its own, and holds that task's memory.
+        then adapts a task of its own, which is faster than several cores sharing each
+        convolution, and holds a task's memory of its own.
     """
     if choice < 0:
         raise ValueError(f"`cpu_devices` ({choice}) must be at least 0 (auto)")

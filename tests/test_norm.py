@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm, init_norm, max_pool, normalise
+from l2f_jax.models.layers import (
+    Norm,
+    init_norm,
+    max_pool,
+    normalise,
+    normalise_and_pool,
+)
 
 
 def column(*values):
@@ -101,3 +107,70 @@ def test_max_pool_pads_with_minus_infinity():
     # Windows {0}, {1, 2}, {3, 6}, {4, 5, 7, 8} of the pixels -1 ... -9.
     pooled = max_pool(x, padding=1).reshape(-1)
     np.testing.assert_array_equal(pooled, [-1, -2, -4, -5])
+
+
+def test_gradient_of_a_pool_goes_to_the_first_maximum_of_each_window():
+    x = jnp.asarray([[1.0, 5, 2, 2], [5, 3, 0, 2]]).reshape(1, 2, 4, 1)
+    g = jax.grad(lambda x: jnp.vdot(max_pool(x), jnp.asarray([10.0, 20])))(x)
+    np.testing.assert_array_equal(g.reshape(2, 4), [[0, 10, 20, 0], [0, 0, 0, 0]])
+
+
+def test_gradient_of_a_pool_where_the_images_are_computed_twice(key):
+    # Without optimisation XLA rounds the two computations of x differently.
+    def loss(x):
+        y, _ = run_images(normalise, Norm(), x)
+        return jnp.sum(max_pool(y) ** 2)
+
+    x = jax.random.normal(key, (6, 8, 8, 5))
+    slow = {"xla_backend_optimization_level": 0}
+    plain = jax.jit(jax.grad(loss), compiler_options=slow)(x)
+    np.testing.assert_allclose(plain, jax.jit(jax.grad(loss))(x), atol=1e-5)
+    assert np.isfinite(plain).all() and np.any(plain)
+
+
+def run_images(layer, norm, x, **params):
+    """Apply a layer to images; scales and shifts as given, by channel."""
+    start, stats = init_norm(norm, "norm", x)
+    params = start | {f"norm/{k}": v for k, v in params.items() if f"norm/{k}" in start}
+    return layer(norm, params, stats, "norm", x, phase="support", step=0)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("mode", ["batch", "support", "running", "layer"])
+@pytest.mark.parametrize("size", [6, 7])
+def test_normalising_and_pooling_in_one_go(mode, size):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = 3 + jax.random.normal(keys[0], (4, size, size, 5))
+    scale = jnp.asarray([1.0, -2, 0.5, -0.1, 3])  # falling channels too
+    shift = jax.random.normal(keys[1], x.shape[1:] if mode == "layer" else (5,))
+    weight = jax.random.normal(keys[2], (4, 3, 3, 5))
+
+    def both(norm, params, stats, path, x, **when):
+        y, stats = normalise(norm, params, stats, path, x, **when)
+        return max_pool(y), stats
+
+    def results(layer):
+        def loss(x, scale, shift):
+            y, stats = run_images(layer, Norm(mode), x, scale=scale, shift=shift)
+            return jnp.sum(jnp.sin(y) * weight), (y, stats)
+
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+        def size(*inputs):
+            gradients, outputs = gradient(*inputs)
+            return sum(jnp.sum(g**2) for g in gradients), (gradients, outputs)
+
+        return jax.jit(jax.grad(size, argnums=(0, 1, 2), has_aux=True))(x, scale, shift)
+
+    ours, expected = results(normalise_and_pool), results(both)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1))
+
+
+def test_variance_far_from_zero_keeps_its_digits(key):
+    # Mean 1000 and variance 1 in float32: a mean square less a squared mean has none.
+    x = 1000 + jax.random.normal(key, (8, 5, 5, 2))
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
+    y, _ = run_images(normalise, Norm(), x)
+    np.testing.assert_allclose(y, exact, atol=1e-3)

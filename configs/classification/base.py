@@ -81,7 +81,7 @@ def conv4() -> ConfigDict:
     model.filters = 48
     model.conv_bias = False  # True in MAML++
     model.pooling = "max"  # "stride": strided convolutions, average pool at the end
-    model.conv = "auto"  # "im2col" or "xla"; auto: by backend
+    model.conv = "auto"  # "forward", "im2col", "xla"; auto: by backend
     return model
 
 

@@ -90,12 +90,13 @@ def conv4(
             x = conv_layer(x, params[f"conv_{b}/kernel"], stride=stride, method=method)
             if conv_bias:
                 x = x + lax.broadcast_to_rank(params[f"conv_{b}/bias"], x.ndim)
-            x, stats = layers.normalise(
+            # Pooling before the activation gives the same values, as it is increasing.
+            normalise = (
+                layers.normalise_and_pool if pooling == "max" else layers.normalise
+            )
+            x, stats = normalise(
                 norm, params, stats, f"norm_{b}", x, phase=phase, step=step
             )
-            # Pooling first gives the same values, as the activation is increasing,
-            # and leaves it a quarter of the work.
-            x = layers.max_pool(x) if pooling == "max" else x
             x = jax.nn.leaky_relu(x, NEGATIVE_SLOPE)
         x = x.mean((1, 2)) if pooling == "stride" else x.reshape(x.shape[0], -1)
         return layers.linear(params, "head", x), stats
