@@ -29,5 +29,4 @@ def get_config(arg: str = ""):
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.optimiser.clip = 10.0
-    config.training.cpu_devices = 1  # the memory of one task at a time
     return config
