@@ -24,15 +24,19 @@ from experiments import launch
 from experiments.recording import environment, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import Predictions, ensemble, interval, paired
-from l2f_jax.problems import Experiment, build
+from l2f_jax.problems import Experiment, Score, build
 
 
 class Evaluation(NamedTuple):
-    """Scores [tasks, steps + 1] of a run, for each way of choosing checkpoints."""
+    """Scores [tasks, points] of a run, for each way of choosing checkpoints.
+
+    Those of a run of several seeds are means over its seeds.
+    """
 
     run: Path
     split: str
-    score: str
+    score: Score
+    points: tuple[int, ...]
     protocol: str
     scores: dict[str, np.ndarray]
     checkpoints: dict[str, list[int]]
@@ -64,10 +68,17 @@ def evaluate(
     tasks = tasks or experiment.evaluation.test_tasks
     predictions, steps = _predictions(run, experiment, config.seed, split, tasks)
     scores = {
-        name: experiment.scores(predicted)[experiment.score]
+        name: by_task(experiment, predicted).mean(0)
         for name, predicted in predictions.items()
     }
-    return Evaluation(run, split, experiment.score, experiment.protocol, scores, steps)
+    score, points = experiment.score, experiment.points
+    return Evaluation(run, split, score, points, experiment.protocol, scores, steps)
+
+
+def by_task(experiment: Experiment, predictions: Predictions) -> np.ndarray:
+    """Return the score of every seed, task and point: [seeds, tasks, points]."""
+    scores = experiment.scores(predictions)[experiment.score.name]
+    return scores.reshape(experiment.seeds, -1, scores.shape[-1])
 
 
 def _predictions(
@@ -111,7 +122,8 @@ def record(evaluation: Evaluation) -> None:
         for name, scores in evaluation.scores.items()
     }
     content = {
-        "score": evaluation.score,
+        "score": evaluation.score.name,
+        "inner_steps": list(evaluation.points),
         "split": evaluation.split,
         "protocol": evaluation.protocol,
         "results": results,
@@ -130,15 +142,15 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
         for name in first.scores:
             a, b = first.scores[name], other.scores.get(name)
             if b is not None and len(a) == len(b):
-                console.print(
-                    f"  {name}: {paired(a[:, -1], b[:, -1])}", highlight=False
-                )
+                difference = first.score.text(paired(a[:, -1], b[:, -1]))
+                console.print(f"  {name}: {difference}", highlight=False)
 
 
 def _show_one(evaluation: Evaluation, console: Console) -> None:
-    tasks, points = next(iter(evaluation.scores.values())).shape
+    score, tasks = evaluation.score, len(next(iter(evaluation.scores.values())))
     console.print(
-        f"\n{evaluation.run}: {evaluation.split} {evaluation.score} in %, mean +- 95 % "
+        f"\n{evaluation.run}: {evaluation.split} {score.name}"
+        f"{' in %' if score.percent else ''}, mean +- 95 % "
         f"interval over {tasks} tasks; {evaluation.protocol}",
         soft_wrap=True,
     )
@@ -146,10 +158,9 @@ def _show_one(evaluation: Evaluation, console: Console) -> None:
     for name in evaluation.scores:
         at = ", ".join(map(str, evaluation.checkpoints[name]))
         table.add_column(f"{name} (step {at})", justify="right")
-    for point in range(points):
-        columns = [interval(scores[:, point]) for scores in evaluation.scores.values()]
-        cells = [f"{100 * c.mean:.2f} +- {100 * c.half:.2f}" for c in columns]
-        table.add_row(str(point), *cells)
+    for i, point in enumerate(evaluation.points):
+        columns = [interval(scores[:, i]) for scores in evaluation.scores.values()]
+        table.add_row(str(point), *map(score.text, columns))
     console.print(table)
 
 

@@ -17,7 +17,8 @@ from l2f_jax import backend
 from l2f_jax.outer import TrainState, make_update
 from l2f_jax.parallel import task_mesh, tasks_at_once
 from l2f_jax.problems import Experiment
-from l2f_jax.problems.classification import method, objective
+from l2f_jax.problems.classification import method
+from l2f_jax.problems.supervised import objective
 from l2f_jax.types import Batch, Episode
 
 MIB = 2**20

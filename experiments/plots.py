@@ -11,32 +11,39 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 from experiments.evaluate import Evaluation
 from experiments.recording import read_metrics
 from l2f_jax.evaluation import interval
+from l2f_jax.problems import Score
 
 
-def learning_curves(runs: Sequence[Path], score: str, axes: plt.Axes) -> None:
+def learning_curves(runs: Sequence[Path], score: Score, axes: plt.Axes) -> None:
     """Draw validation score against meta-iteration, a line per run."""
+    key, scale = f"validation/{score.name}", 100 if score.percent else 1
     for run in runs:
-        records = [r for r in read_metrics(run) if f"validation/{score}" in r]
-        values = [100 * r[f"validation/{score}"] for r in records]
+        records = [r for r in read_metrics(run) if key in r]
+        values = [scale * r[key] for r in records]
         axes.plot([r["step"] for r in records], values, marker=".", label=run.name)
-    axes.set(xlabel="meta-iteration", ylabel=f"validation {score} (%)")
+    axes.set(xlabel="meta-iteration", ylabel=f"validation {_label(score)}")
     axes.legend(frameon=False)
 
 
 def adaptation(evaluations: Sequence[Evaluation], axes: plt.Axes) -> None:
     """Draw the last checkpoints' scores against inner steps, with 95 % intervals."""
     for evaluation in evaluations:
+        scale = 100 if evaluation.score.percent else 1
         points = [interval(column) for column in evaluation.scores["last"].T]
         axes.errorbar(
-            range(len(points)),
-            [100 * p.mean for p in points],
-            [100 * p.half for p in points],
+            evaluation.points,
+            [scale * p.mean for p in points],
+            [scale * p.half for p in points],
             marker=".",
             capsize=3,
             label=evaluation.run.name,
         )
     first = evaluations[0]
-    axes.set(xlabel="inner steps", ylabel=f"{first.split} {first.score} (%)")
+    axes.set(xlabel="inner steps", ylabel=f"{first.split} {_label(first.score)}")
+
+
+def _label(score: Score) -> str:
+    return f"{score.name} (%)" if score.percent else score.name
 
 
 def comparison(evaluations: Sequence[Evaluation], path: Path) -> None:

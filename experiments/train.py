@@ -129,7 +129,7 @@ def record(
 def validate(
     experiment: Experiment, state: TrainState, step: int, recorder: Recorder
 ) -> float:
-    """Score the state on the fixed validation tasks after the last inner step."""
+    """Rank the state by the fixed validation tasks after the last inner step."""
     predictions = experiment.predict(
         state.meta,
         state.stats,
@@ -137,11 +137,12 @@ def validate(
         experiment.evaluation.validation_tasks,
         points=(experiment.steps,),
     )
-    scores = {k: interval(v[:, 0]) for k, v in experiment.scores(predictions).items()}
+    found = {k: v[:, 0] for k, v in experiment.scores(predictions).items()}
+    scores = {k: interval(v) for k, v in found.items()}
     recorder.log(step, {f"validation/{k}": v.mean for k, v in scores.items()})
     shown = ", ".join(f"{k} {v.mean:.4f} +- {v.half:.4f}" for k, v in scores.items())
     recorder.say(f"step {step}: validation {shown}; {recorder.time_left(step)} left")
-    return scores[experiment.score].mean
+    return experiment.score.rank(found[experiment.score.name])
 
 
 def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:

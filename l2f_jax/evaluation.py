@@ -33,9 +33,6 @@ class Interval(NamedTuple):
     half: float
     tasks: int
 
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} +- {100 * self.half:.2f} %"
-
 
 def make_predict(
     learner: Learner,
@@ -122,12 +119,12 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
 def interval(scores: np.ndarray) -> Interval:
     """Return the mean of task scores [tasks] and its 95 % interval, 1.96 s / sqrt(n).
 
-    s is the sample standard deviation over tasks. With a single task the half width is
-    not a number.
+    s is the sample standard deviation over tasks. With a single task, or with one that
+    is not finite, the half width is not a number.
     """
     scores = np.asarray(scores, np.float64)
-    n = len(scores)
-    half = 1.96 * scores.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    n, known = len(scores), len(scores) > 1 and np.isfinite(scores).all()
+    half = 1.96 * scores.std(ddof=1) / np.sqrt(n) if known else float("nan")
     return Interval(float(scores.mean()), float(half), n)
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from l2f_jax.evaluation import (
-    Interval,
     Predictions,
     ensemble,
     interval,
@@ -108,10 +107,6 @@ def test_interval_by_hand():
 
 def test_interval_of_one_task_has_no_width():
     assert math.isnan(interval(np.array([0.5])).half)
-
-
-def test_interval_is_shown_in_percent():
-    assert str(Interval(0.52104, 0.00496, 600)) == "52.10 +- 0.50 %"
 
 
 def test_paired_interval_is_of_the_differences():

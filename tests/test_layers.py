@@ -9,14 +9,21 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types"},
     {"tree", "backend"},
-    {"losses", "scopes", "parallel", "models", "data"},
+    {"losses", "scopes", "parallel", "models", "data", "envs"},
     {"transforms", "inner"},
     {"learners"},
     {"recipes", "objectives"},
     {"outer", "evaluation", "checkpoint", "interop"},
+    {"rl"},
     {"problems"},
 ]
-FOLDERS = ("data", "models", "problems")  # may import from themselves, without cycles
+FOLDERS = (
+    "data",
+    "models",
+    "envs",
+    "rl",
+    "problems",
+)  # may import from themselves, without cycles
 FILES = sorted((ROOT / "l2f_jax").rglob("*.py"))
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in FILES}
 INSIDE = [m for m in MODULES if m != "l2f_jax.__init__"]

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from configs.classification.base import get_config
-from l2f_jax.problems.classification import Method, objective
+from l2f_jax.evaluation import Interval
+from l2f_jax.losses import cross_entropy
+from l2f_jax.problems import Score
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
+from l2f_jax.problems.supervised import Method, objective
 from l2f_jax.types import Batch, Episode
 from tests import toys
 
@@ -43,7 +46,9 @@ def test_order_1_is_first_order_throughout():
 
 
 def test_multi_step_weights_follow_the_epoch():
-    built = Method(toys.counting(), 2, schedule(multi_step_epochs=2), None, "")
+    built = Method(
+        toys.counting(), 2, schedule(multi_step_epochs=2), None, cross_entropy, {}
+    )
     query = Batch(jnp.array([[1.0, 0.0]]), jnp.array([0]))
     meta, stats = built.learner.init(None, None)
     value = objective(built, Program(first_order=False, multi_step=True)).value
@@ -83,3 +88,9 @@ def test_context_is_no_option():
 def test_wrong_section_is_refused(section, message):
     with pytest.raises(ValueError, match=message):
         select(section, "part", {"it": component})
+
+
+def test_a_share_is_shown_in_percent():
+    value = Interval(0.52104, 0.00496, 600)
+    assert Score("accuracy", rank=max, percent=True).text(value) == "52.10 +- 0.50"
+    assert Score("mse", rank=max).text(value) == "0.5210 +- 0.0050"

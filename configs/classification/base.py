@@ -11,13 +11,15 @@ ResNet12 baseline depends on that number). It has no config for L2F, Conv4, 1 sh
 that takes 4 tasks as MAML does.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 VARIANTS = (("l2f", "maml"), ("conv4", "resnet12"), ("1shot", "5shot"))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    method, network, shots = variants(arg)
+    method, network, shots = chosen(arg, VARIANTS)
     config = ConfigDict()
     config.problem = "classification"
     config.seed = 0  # of initial parameters and training episodes
@@ -106,11 +108,11 @@ def attenuate() -> ConfigDict:
     return transform
 
 
-def variants(arg: str) -> list[str]:
-    """Return the chosen (method, network, shots)."""
+def chosen(arg: str, groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return the variant of each group that `arg` names, by default its first."""
     given = [name for name in arg.split(",") if name]
-    known = [name for group in VARIANTS for name in group]
+    known = [name for group in groups for name in group]
     for name in given:
         if name not in known:
             raise ValueError(f"variant {name!r} must be one of {', '.join(known)}")
-    return [next((x for x in group if x in given), group[0]) for group in VARIANTS]
+    return [next((x for x in group if x in given), group[0]) for group in groups]

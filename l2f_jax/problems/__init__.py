@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from l2f_jax.problems.classification import classification
-from l2f_jax.problems.experiment import Experiment
+from l2f_jax.problems.experiment import Experiment, Score
+from l2f_jax.problems.regression import regression
 from l2f_jax.problems.sections import call
 
-__all__ = ["Experiment", "build"]
+__all__ = ["Experiment", "Score", "build"]
 
-PROBLEMS = {"classification": classification}
+PROBLEMS = {"classification": classification, "regression": regression}
 
 
 def build(config: Mapping[str, Any]) -> Experiment:

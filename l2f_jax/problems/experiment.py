@@ -5,10 +5,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2f_jax.evaluation import Predictions
+from l2f_jax.evaluation import Interval, Predictions
 from l2f_jax.outer import TrainState
 from l2f_jax.problems.schedule import Evaluation, Schedule
 from l2f_jax.types import Learner
+
+
+class Score(NamedTuple):
+    """The score that a problem is judged by, and how to read it.
+
+    name: its key in what `Experiment.scores` returns.
+    rank: task scores [tasks] -> what the best checkpoints have most of.
+    percent: whether it is a share, to be printed in percent.
+    """
+
+    name: str
+    rank: Callable[[np.ndarray], float]
+    percent: bool = False
+
+    def text(self, value: Interval) -> str:
+        """Write a mean and its interval, such as "63.20 +- 0.95" for a share."""
+        if self.percent:
+            return f"{100 * value.mean:.2f} +- {100 * value.half:.2f}"
+        return f"{value.mean:.4f} +- {value.half:.4f}"
 
 
 class Experiment(NamedTuple):
@@ -19,10 +38,13 @@ class Experiment(NamedTuple):
       meta-iterations in one dispatch, which must not cross `schedule.boundary(step)`;
       `step` is the state's own, as the host knows it.
     predict(meta, stats, split, tasks, points=None, seed=0) -> Predictions on the first
-      `tasks` fixed evaluation tasks of "val" or "test", after `points` inner steps.
-    scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`,
-      of which larger is better.
-    steps: inner steps.  learner: the algorithm itself, for uses beyond these.
+      `tasks` fixed evaluation tasks of "val" or "test", after `points` inner steps
+      (by default those of the field `points`).
+    scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`.
+    seeds: runs that train side by side; their predictions follow each other in the
+      tasks axis, each on the same tasks.
+    steps: inner steps trained with.  points: after how many of them tests predict.
+    learner: the algorithm itself, for uses beyond these.
     protocol: what the prediction of one query example may depend on.
     facts: of the data, for the record.
     """
@@ -31,10 +53,12 @@ class Experiment(NamedTuple):
     update: Callable[[TrainState, int, int], tuple[TrainState, dict[str, Any]]]
     predict: Callable[..., Predictions]
     scores: Callable[[Predictions], dict[str, np.ndarray]]
-    score: str
+    score: Score
     schedule: Schedule
     evaluation: Evaluation
     steps: int
+    points: tuple[int, ...]
     learner: Learner
     protocol: str
     facts: dict[str, Any]
+    seeds: int = 1

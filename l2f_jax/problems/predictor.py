@@ -27,10 +27,11 @@ from l2f_jax.outer import TrainState, initial_state
 from l2f_jax.parallel import task_mesh
 from l2f_jax.problems.classification import (
     PROTOCOLS,
-    Method,
     method,
     normalising,
+    protocol,
 )
+from l2f_jax.problems.supervised import Method
 from l2f_jax.types import Array, Batch, Learner
 
 CHECKPOINTS = ("best", "latest")
@@ -145,15 +146,15 @@ def load_predictor(
     state = _restore(run, checkpoint, built, shape)
     steps = built.steps if steps is None else steps
     preprocess = normalising(data["mean"], data["std"], facts["provenance"])
-    protocol = built.protocol
-    if protocol == PROTOCOLS["batch"] and not together:
-        protocol = ALONE
-    logits = _logits(built.learner, preprocess, steps, together, protocol == ALONE)
+    rule = protocol(config["model"])
+    if rule == PROTOCOLS["batch"] and not together:
+        rule = ALONE
+    logits = _logits(built.learner, preprocess, steps, together, rule == ALONE)
     return Predictor(
         shape=shape,
         ways=data["ways"],
         steps=steps,
-        protocol=protocol,
+        protocol=rule,
         iteration=int(state.step),
         logits=partial(logits, state),
     )

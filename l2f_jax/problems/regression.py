@@ -1,0 +1,136 @@
+"""Few-shot sinusoid regression: the sections of a config -> Experiment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2f_jax.data.episodes import episode_keys
+from l2f_jax.data.sinusoid import WaveSpec, check_spec, sample_episode
+from l2f_jax.evaluation import Predictions
+from l2f_jax.losses import squared_error
+from l2f_jax.models.mlp import mlp
+from l2f_jax.problems import supervised
+from l2f_jax.problems.experiment import Experiment, Score
+from l2f_jax.problems.schedule import Evaluation
+from l2f_jax.problems.sections import call, select
+from l2f_jax.problems.supervised import Section
+from l2f_jax.types import Array, Episode
+
+DIVERGED = 100.0  # a mean squared error; predicting 0 always has at most A^2 = 25
+
+
+def regression(
+    *,
+    data: Section,
+    model: Section,
+    learner: Section,
+    transform: Section,
+    optimiser: Section,
+    training: Section,
+    evaluation: Section,
+) -> Experiment:
+    """Build sinusoid regression; `configs/regression/sinusoid.py` has all keys."""
+    feeds, facts = call(_feeds, data, "data")
+    training = dict(training)
+    seeds = training.pop("seeds", 1)
+    built = supervised.method(
+        select(model, "model", {"mlp": mlp}, outputs=1),
+        squared_error,
+        learner=learner,
+        transform=transform,
+        optimiser=optimiser,
+        training=training,
+    )
+    rest, seeds = dict(evaluation), _positive("training.seeds", seeds)
+    points = _points(rest.pop("points", range(built.steps + 1)), built.steps)
+    example = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    runs = supervised.run(built, feeds.__getitem__, example, points, seeds)
+    return Experiment(
+        **runs._asdict(),
+        scores=_scores,
+        score=Score("mse", rank=_rank),
+        schedule=built.schedule,
+        evaluation=call(Evaluation, rest, "evaluation"),
+        steps=built.steps,
+        points=points,
+        learner=built.learner,
+        protocol="every query point is predicted by itself",
+        facts=facts,
+        seeds=seeds,
+    )
+
+
+class SinusoidFeed:
+    """Episodes made on the device; `queries` points in training, `test` when judged."""
+
+    shared: Any = ()
+
+    def __init__(self, spec: WaveSpec, shots: int, queries: int, test: int):
+        self.spec, self.shots, self.queries, self.test = spec, shots, queries, test
+
+    def episode(self, shared: Any, item: Any, key: Array) -> Episode:
+        return sample_episode(self.spec, self.shots, self.queries, key)
+
+    def fixed_episode(self, shared: Any, item: Array) -> Episode:
+        return sample_episode(self.spec, self.shots, self.test, item)
+
+    def training_items(self, key: Array, step: int, iterations: int, tasks: int) -> Any:
+        return ()
+
+    def fixed_items(self, seed: int, tasks: int) -> Array:
+        return episode_keys(seed, 0, tasks)
+
+
+def _feeds(
+    *, shots: int, queries: int, test_queries: int, train: Section, test: Section
+) -> tuple[dict[str, SinusoidFeed], dict[str, Any]]:
+    """Return split -> feed, and the ranges; validation draws from those of training."""
+    _positive("data.shots", shots)
+    _positive("data.queries", queries)
+    _positive("data.test_queries", test_queries)
+    specs = {"train": _spec(train, "data.train")}
+    specs["test"] = _spec({**train, **test}, "data.test")
+    specs["val"] = specs["train"]
+    feeds = {
+        split: SinusoidFeed(spec, shots, queries, test_queries)
+        for split, spec in specs.items()
+    }
+    return feeds, {split: spec._asdict() for split, spec in specs.items()}
+
+
+def _spec(section: Mapping[str, Any], where: str) -> WaveSpec:
+    ranges = {k: tuple(v) for k, v in section.items()}
+    spec = call(WaveSpec, ranges, where)
+    check_spec(spec, where)
+    return spec
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"`{name}` ({number}) must be at least 1")
+    return number
+
+
+def _points(points: Sequence[int], steps: int) -> tuple[int, ...]:
+    if steps not in points or min(points) < 0:
+        raise ValueError(
+            f"`evaluation.points` ({tuple(points)}) must be numbers of inner steps, at "
+            f"least 0, with `learner.steps` ({steps}) among them"
+        )
+    return tuple(points)
+
+
+def _scores(predictions: Predictions) -> dict[str, np.ndarray]:
+    """Return the error of each task, and whether it has diverged (or is no number)."""
+    targets = np.asarray(predictions.targets, np.float64)[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = ((predictions.outputs - targets) ** 2).mean((-2, -1))
+    return {"mse": error, "diverged": ~(error <= DIVERGED) * 1.0}
+
+
+def _rank(errors: np.ndarray) -> float:
+    """Rank by the median, which a few diverged tasks do not move; see `DIVERGED`."""
+    return -float(np.median(np.where(np.isfinite(errors), errors, np.inf)))
