@@ -158,7 +158,8 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         for key, old, new in differences(before["config"], resolved):
-            constant = config.optimiser.lr == config.optimiser.min_lr
+            outer = config.optimiser  # a trust region has no rate
+            constant = outer.get("lr") == outer.get("min_lr")
             if key != "training.iterations" or not constant:
                 raise ValueError(
                     f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "

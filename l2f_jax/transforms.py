@@ -127,7 +127,9 @@ def attenuate(
     squash: str = "sigmoid",
     affine: bool = False,
     layers: int = 2,
+    bias: float | None = None,
     through: bool = False,
+    embedding_scale: float = 1.0,
     select: Callable[[str], bool] = is_not_norm,
 ) -> InitTransform:
     """Attenuate the initialisation per task and per layer: L2F.
@@ -141,19 +143,21 @@ def attenuate(
     Args:
       scope: which numbers share a gamma (Table 4); "layer" is the official tensor-wise
         reading, "module" takes weight and bias of a layer together.
-      embedding: what g_phi sees; by default `gradients(through=through)`, the mean
-        support gradient of each tensor.
+      embedding: what g_phi sees; by default `gradients`, the mean support gradient of
+        each tensor, with the options `through` and `embedding_scale`.
       conditioned: False learns the coefficients themselves, without g_phi and from 1
         before the squash; Table 4's gamma = 1 takes squash="none".
       squash, affine: see `modulate` (Table 6).
-      layers: linear layers of g_phi; 2 as the official code, 3 as the paper's text.
+      layers, bias: of g_phi, see `mlp`.
       select: the attenuated tensors; all but the norm layers' by default.
     Raises:
       ValueError: unknown `scope` or `squash`, or `layers` < 1.
     """
     if conditioned:
-        seen = embedding or gradients(through=through, select=select)
-        generator = mlp(layers)
+        seen = embedding or gradients(
+            through=through, scale=embedding_scale, select=select
+        )
+        generator = mlp(layers, bias)
     else:
         generator, seen = free(), nothing()
     return modulate(
@@ -170,15 +174,18 @@ def gradients(
     scope: str = "layer",
     *,
     through: bool = False,
+    scale: float = 1.0,
     select: Callable[[str], bool] = is_not_norm,
 ) -> Embedding:
     """Embed a task as the mean of its support gradient over each part of a scope.
 
-    e^j = mean over j of grad_theta L(f_theta; support), signed, not normalised.
+    e^j = scale * mean over j of grad_theta L(f_theta; support), signed.
 
     Args:
       scope: what is averaged over; the official code averages over each tensor.
       through: let meta-gradients flow through e. The official code does not.
+      scale: of the embedding; the official code has 1. Policy gradients are so small
+        that g_phi hardly sees them without one of about 100.
       select: the tensors whose gradients count.
     """
 
@@ -189,7 +196,7 @@ def gradients(
         params = params if through else jax.lax.stop_gradient(params)
         chosen, others = split(params, select)
         slope = jax.grad(lambda x: view.loss({**x, **others}))(chosen)
-        mean = pool(scope_of(chosen, scope), slope)
+        mean = scale * pool(scope_of(chosen, scope), slope)
         return mean if through else jax.lax.stop_gradient(mean)
 
     return Embedding(size, apply)
@@ -225,11 +232,16 @@ def nothing() -> Embedding:
     )
 
 
-def mlp(layers: int = 2) -> Generator:
+def mlp(layers: int = 2, bias: float | None = None) -> Generator:
     """Generate coefficients by linear layers with ReLU between: g_phi.
 
     All hidden layers are as wide as the embedding. Weights and biases start uniform in
     +-1/sqrt(layer inputs), the official code's (PyTorch's) default.
+
+    Args:
+      layers: how many; the official code has 2, the paper's text 3.
+      bias: where the gains' bias of the last layer starts, if not there; with a sigmoid
+        after it, 4 starts with gamma near 1.
     """
     if layers < 1:
         raise ValueError(f"`layers` ({layers}) must be at least 1")
@@ -239,10 +251,13 @@ def mlp(layers: int = 2) -> Generator:
         bound, phi = inputs**-0.5, {}
         for i, k in enumerate(jax.random.split(key, layers)):
             shape = widths[i : i + 2]
-            kernel, bias = jax.random.split(k)
+            kernel, offset = jax.random.split(k)
             draw = dict(dtype=dtype, minval=-bound, maxval=bound)
             phi[f"layer_{i}/kernel"] = jax.random.uniform(kernel, shape, **draw)
-            phi[f"layer_{i}/bias"] = jax.random.uniform(bias, shape[1:], **draw)
+            phi[f"layer_{i}/bias"] = jax.random.uniform(offset, shape[1:], **draw)
+        if bias is not None:
+            last = f"layer_{layers - 1}/bias"
+            phi[last] = phi[last].at[:gains].set(bias)
         return phi
 
     def apply(phi: Params, x: Array) -> Array:

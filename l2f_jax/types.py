@@ -33,6 +33,20 @@ class Episode(NamedTuple):
     query: Batch
 
 
+class Trajectories(NamedTuple):
+    """What a policy did in one task: B trajectories of up to H steps.
+
+    observations [B, H, o] before each action [B, H, a]; rewards [B, H], 0 after the
+    end; mask [B, H] 1 until the end, then 0; advantages [B, H].
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    mask: Array
+    advantages: Array
+
+
 class Model(NamedTuple):
     """A network as pure functions.
 

@@ -6,11 +6,16 @@ from typing import Any
 from l2f_jax.problems.classification import classification
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.regression import regression
+from l2f_jax.problems.reinforcement import reinforcement
 from l2f_jax.problems.sections import call
 
 __all__ = ["Experiment", "Score", "build"]
 
-PROBLEMS = {"classification": classification, "regression": regression}
+PROBLEMS = {
+    "classification": classification,
+    "regression": regression,
+    "reinforcement": reinforcement,
+}
 
 
 def build(config: Mapping[str, Any]) -> Experiment:

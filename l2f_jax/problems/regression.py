@@ -1,6 +1,6 @@
 """Few-shot sinusoid regression: the sections of a config -> Experiment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from l2f_jax.losses import squared_error
 from l2f_jax.models.mlp import mlp
 from l2f_jax.problems import supervised
 from l2f_jax.problems.experiment import Experiment, Score
-from l2f_jax.problems.schedule import Evaluation
+from l2f_jax.problems.schedule import Evaluation, check_least, points_to_test
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Section
 from l2f_jax.types import Array, Episode
@@ -44,8 +44,9 @@ def regression(
         optimiser=optimiser,
         training=training,
     )
-    rest, seeds = dict(evaluation), _positive("training.seeds", seeds)
-    points = _points(rest.pop("points", range(built.steps + 1)), built.steps)
+    check_least("training", {"seeds": seeds}, {"seeds": 1})
+    rest = dict(evaluation)
+    points = points_to_test(rest.pop("points", range(built.steps + 1)), built.steps)
     example = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     runs = supervised.run(built, feeds.__getitem__, example, points, seeds)
     return Experiment(
@@ -63,13 +64,21 @@ def regression(
     )
 
 
+# Numbers of fixed tasks: those that choose checkpoints are not those that test them.
+FIRST_TASK = {"test": 0, "val": 2**20, "train": 0}
+
+
 class SinusoidFeed:
-    """Episodes made on the device; `queries` points in training, `test` when judged."""
+    """Episodes made on the device; `queries` points in training, `test` when judged.
+
+    first: the number of the first fixed task.
+    """
 
     shared: Any = ()
 
-    def __init__(self, spec: WaveSpec, shots: int, queries: int, test: int):
+    def __init__(self, spec: WaveSpec, shots: int, queries: int, test: int, first: int):
         self.spec, self.shots, self.queries, self.test = spec, shots, queries, test
+        self.first = first
 
     def episode(self, shared: Any, item: Any, key: Array) -> Episode:
         return sample_episode(self.spec, self.shots, self.queries, key)
@@ -81,21 +90,20 @@ class SinusoidFeed:
         return ()
 
     def fixed_items(self, seed: int, tasks: int) -> Array:
-        return episode_keys(seed, 0, tasks)
+        return episode_keys(seed, self.first, tasks)
 
 
 def _feeds(
     *, shots: int, queries: int, test_queries: int, train: Section, test: Section
 ) -> tuple[dict[str, SinusoidFeed], dict[str, Any]]:
     """Return split -> feed, and the ranges; validation draws from those of training."""
-    _positive("data.shots", shots)
-    _positive("data.queries", queries)
-    _positive("data.test_queries", test_queries)
+    sizes = {"shots": shots, "queries": queries, "test_queries": test_queries}
+    check_least("data", sizes, dict.fromkeys(sizes, 1))
     specs = {"train": _spec(train, "data.train")}
     specs["test"] = _spec({**train, **test}, "data.test")
     specs["val"] = specs["train"]
     feeds = {
-        split: SinusoidFeed(spec, shots, queries, test_queries)
+        split: SinusoidFeed(spec, shots, queries, test_queries, FIRST_TASK[split])
         for split, spec in specs.items()
     }
     return feeds, {split: spec._asdict() for split, spec in specs.items()}
@@ -106,21 +114,6 @@ def _spec(section: Mapping[str, Any], where: str) -> WaveSpec:
     spec = call(WaveSpec, ranges, where)
     check_spec(spec, where)
     return spec
-
-
-def _positive(name: str, number: int) -> int:
-    if number < 1:
-        raise ValueError(f"`{name}` ({number}) must be at least 1")
-    return number
-
-
-def _points(points: Sequence[int], steps: int) -> tuple[int, ...]:
-    if steps not in points or min(points) < 0:
-        raise ValueError(
-            f"`evaluation.points` ({tuple(points)}) must be numbers of inner steps, at "
-            f"least 0, with `learner.steps` ({steps}) among them"
-        )
-    return tuple(points)
 
 
 def _scores(predictions: Predictions) -> dict[str, np.ndarray]:

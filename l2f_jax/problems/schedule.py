@@ -1,5 +1,6 @@
 """How long a run is, how many tasks it takes, which program runs when."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Schedule:
             "multi_step_epochs": 0,
             "cpu_devices": 0,
         }
-        _check_least("training", vars(self), least)
+        check_least("training", vars(self), least)
         if self.order not in (1, 2):
             raise ValueError(f"`training.order` ({self.order}) must be 1 or 2")
         if self.reduction not in REDUCTIONS:
@@ -96,12 +97,23 @@ class Evaluation:
     ensemble: int
 
     def __post_init__(self):
-        _check_least("evaluation", vars(self), dict.fromkeys(vars(self), 1))
+        check_least("evaluation", vars(self), dict.fromkeys(vars(self), 1))
 
 
-def _check_least(section: str, values: dict, least: dict[str, int]) -> None:
+def check_least(section: str, values: dict, least: dict[str, int]) -> None:
+    """Raise ValueError for a value of a config's section below its least."""
     for name, minimum in least.items():
         if values[name] < minimum:
             raise ValueError(
                 f"`{section}.{name}` ({values[name]}) must be at least {minimum}"
             )
+
+
+def points_to_test(points: Sequence[int], steps: int) -> tuple[int, ...]:
+    """Return `evaluation.points`, after how many inner steps tests predict, checked."""
+    if steps not in points or min(points) < 0:
+        raise ValueError(
+            f"`evaluation.points` ({tuple(points)}) must be numbers of inner steps, at "
+            f"least 0, with `learner.steps` ({steps}) among them"
+        )
+    return tuple(points)

@@ -1,0 +1,235 @@
+"""The outer loop of policy search: one trust region step for theta, phi and alpha.
+
+The surrogate is minimised along the conjugate direction of its gradient, as far as the
+mean KL divergence between adapted policies before and after allows.
+Reference: Schulman et al., Trust Region Policy Optimization, ICML 2015; Finn et al.,
+Model-Agnostic Meta-Learning, ICML 2017, Sec. 5.3.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from l2f_jax.envs.env import Env
+from l2f_jax.inner import recorded
+from l2f_jax.models.policy import Gaussian, divergence
+from l2f_jax.outer import TrainState
+from l2f_jax.rl.losses import act, surrogate
+from l2f_jax.rl.returns import masked_mean
+from l2f_jax.rl.rollout import Sampling, experience, rollouts, total_return
+from l2f_jax.tree import at, merge
+from l2f_jax.types import Array, Learner, MetaParams, Model, Trajectories
+
+Product = Callable[[Array], Array]
+
+
+class TrustRegion(NamedTuple):
+    """How far a step may go.
+
+    max_kl: bound on the mean KL divergence, nats.  damping: added to the Fisher matrix.
+    conjugate_steps: of conjugate gradient.  backtracks: the most times that a step is
+    shortened, each by the factor `shrink`; after that nothing moves.
+    """
+
+    max_kl: float = 0.01
+    damping: float = 1e-5
+    conjugate_steps: int = 10
+    backtracks: int = 14
+    shrink: float = 0.8
+
+
+def adapted_policies(
+    learner: Learner,
+    policy: Model,
+    meta: MetaParams,
+    data: Trajectories,
+    *,
+    steps: int,
+    first_order: bool = False,
+) -> Gaussian:
+    """Replay the adaptation of every task and act on its last trajectories.
+
+    data [tasks, steps + 2, B, H, ...] -> mean [tasks, B, H, a], log_std [tasks, a].
+    """
+
+    def one(data: Trajectories) -> Gaussian:
+        adapted = learner.adapt(
+            meta, {}, recorded(data), steps, first_order=first_order
+        )
+        params = merge(at(adapted.path, steps), adapted.shared)
+        return act(policy, params, at(data, -1))
+
+    return jax.vmap(one)(data)
+
+
+def trust_region_step(
+    policies: Callable[[Any], Gaussian],
+    params: Any,
+    data: Trajectories,
+    region: TrustRegion,
+) -> tuple[Any, dict[str, Array]]:
+    """Take one step of TRPO.
+
+    Args:
+      policies: params -> the policies of all tasks at the observations of `data`.
+      params: any tree, here MetaParams.
+      data: what the policies of `params` did, [tasks, B, H, ...].
+      region: how far to go.
+    Returns:
+      (params, metrics): the same params if no step lowers the surrogate within the
+      bound. Metrics: "outer/loss" before, "outer/improvement", "outer/kl",
+      "outer/accepted" (0 or 1), "outer/backtracks".
+    """
+    flat, unravel = ravel_pytree(params)
+    old = jax.lax.stop_gradient(policies(params))
+
+    def loss(flat: Array) -> Array:
+        return jax.vmap(surrogate)(old, policies(unravel(flat)), data).mean()
+
+    def kl(flat: Array) -> Array:
+        each = jax.vmap(divergence)(old, policies(unravel(flat)))
+        return jax.vmap(masked_mean)(each, data.mask).mean()
+
+    before, gradient = jax.value_and_grad(loss)(flat)
+    fisher = fisher_product(lambda x: policies(unravel(x)), flat, data.mask)
+    damped = lambda v: fisher(v) + region.damping * v  # noqa: E731
+    direction = conjugate_gradient(damped, gradient, region.conjugate_steps)
+    curvature = direction @ damped(direction)
+    step = jnp.sqrt(2 * region.max_kl / (curvature + 1e-8)) * direction
+
+    def try_step(carry):
+        tried, *_ = carry
+        new = flat - region.shrink ** tried.astype(flat.dtype) * step
+        after, distance = loss(new), kl(new)
+        # A comparison with a number that is none is false: such a step is refused.
+        good = (after < before) & (distance <= region.max_kl)
+        return tried + 1, new, after, distance, good
+
+    def go_on(carry):
+        tried, *_, good = carry
+        return ~good & (tried <= region.backtracks)
+
+    start = jnp.zeros((), jnp.int32), flat, before, jnp.zeros_like(before), False
+    tried, new, after, distance, good = lax.while_loop(
+        go_on, try_step, (*start[:-1], jnp.zeros((), bool))
+    )
+    metrics = {
+        "outer/loss": before,
+        "outer/improvement": jnp.where(good, before - after, 0.0),
+        "outer/kl": jnp.where(good, distance, 0.0),
+        "outer/accepted": good.astype(flat.dtype),
+        "outer/backtracks": (tried - 1).astype(flat.dtype),
+    }
+    return unravel(jnp.where(good, new, flat)), metrics
+
+
+def fisher_product(
+    policies: Callable[[Array], Gaussian], flat: Array, mask: Array
+) -> Product:
+    """Return v -> F v, the Hessian of the mean KL divergence at the old parameters.
+
+    There F = J^T M J, J the Jacobian of all distributions and M their own Fisher
+    matrix: 1 / sigma^2 for a mean, 2 for a log deviation. J is linearised once.
+
+    Args:
+      policies: flat -> distributions, mean [tasks, B, H, a], log_std [tasks, a].
+      mask: [tasks, B, H].
+    """
+    at_flat, jacobian = jax.linearize(policies, flat)
+    transposed = jax.linear_transpose(jacobian, flat)
+    tasks = mask.shape[0]
+    taken = jnp.maximum(mask.sum((1, 2), keepdims=True), 1.0)
+    weight = (mask / taken / tasks)[..., None]
+    precision = jnp.exp(-2 * at_flat.log_std)[:, None, None]
+
+    def product(v: Array) -> Array:
+        change = jacobian(v)
+        metric = Gaussian(weight * precision * change.mean, 2 / tasks * change.log_std)
+        return transposed(metric)[0]
+
+    return product
+
+
+def conjugate_gradient(product: Product, b: Array, steps: int) -> Array:
+    """Solve product(x) = b approximately; stops when the residual is below 1e-5."""
+
+    def step(carry, _):
+        x, residual, direction, size = carry
+        moved = product(direction)
+        rate = size / (direction @ moved)
+        new = residual - rate * moved
+        new_size = new @ new
+        following = (
+            x + rate * direction,
+            new,
+            new + new_size / size * direction,
+            new_size,
+        )
+        done = size < 1e-10
+        return jax.tree.map(partial(jnp.where, done), carry, following), None
+
+    start = jnp.zeros_like(b), b, b, b @ b
+    return lax.scan(step, start, None, steps)[0][0]
+
+
+def make_update(
+    env: Env,
+    learner: Learner,
+    policy: Model,
+    *,
+    tasks: int,
+    steps: int,
+    sampling: Sampling,
+    region: TrustRegion,
+    fresh: bool = False,
+    first_order: bool = False,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Build the jitted training step: experience in new tasks, then one TRPO step.
+
+    Task number i of a run draws from fold_in(state.key, i), as in `outer.make_update`.
+
+    Args:
+      env: the family of tasks.
+      learner, policy: how a task is adapted, and the network that acts.
+      tasks: the meta-batch.
+      steps: inner steps.
+      sampling, region: see there.
+      fresh: see `rollout.experience`.
+      first_order: leave out the derivative of the inner gradients.
+    Returns:
+      update(state, iterations=n) -> (state, metrics {name: [n]}); "outer/return_0" and
+      "outer/return_<steps>" are mean returns of theta and of the adapted policies.
+    """
+
+    def gather(meta: MetaParams, key: Array) -> Trajectories:
+        task_key, key = jax.random.split(key)
+        collect = rollouts(env, policy, sampling, env.sample_task(task_key))
+        return experience(learner, meta, collect, key, steps=steps, fresh=fresh)
+
+    def one(state: TrainState, _):
+        numbers = state.step * tasks + jnp.arange(tasks, dtype=jnp.int32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(state.key, numbers)
+        data = jax.vmap(gather, (None, 0))(state.meta, keys)
+        last = jax.tree.map(lambda x: x[:, -1], data)
+
+        def policies(meta: MetaParams) -> Gaussian:
+            return adapted_policies(
+                learner, policy, meta, data, steps=steps, first_order=first_order
+            )
+
+        meta, metrics = trust_region_step(policies, state.meta, last, region)
+        returns = total_return(data).mean(0)
+        metrics["outer/return_0"] = returns[0]
+        metrics[f"outer/return_{steps}"] = returns[-1]
+        return state._replace(step=state.step + 1, meta=meta), metrics
+
+    @partial(jax.jit, static_argnames="iterations")
+    def update(state: TrainState, *, iterations: int = 1):
+        return lax.scan(one, state, None, iterations)
+
+    return update
