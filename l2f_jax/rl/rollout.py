@@ -46,7 +46,7 @@ def rollouts(env: Env, policy: Model, sampling: Sampling, task: Array) -> Collec
             action = sample(outputs, action_key)[0]  # pyright: ignore
             state, following, reward, done = env.step(task, state, action, step_key)
             record = observation, action, alive * reward, alive
-            return (state, following, alive * (1.0 - done)), record
+            return (state, following, jnp.where(done, 0, alive)), record
 
         state, observation = env.reset(task, reset_key)
         alive = jnp.ones((), observation.dtype)

@@ -1,0 +1,214 @@
+"""Policy search: densities, Fisher products, conjugate gradient, replay, learning."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from l2f_jax import recipes
+from l2f_jax.envs.env import Env
+from l2f_jax.envs.navigation import navigation
+from l2f_jax.inner import recorded
+from l2f_jax.models.policy import (
+    Gaussian,
+    divergence,
+    gaussian_policy,
+    log_probability,
+    sample,
+)
+from l2f_jax.outer import TrainState
+from l2f_jax.rl.losses import act, reinforce
+from l2f_jax.rl.rollout import Sampling, experience, rollouts
+from l2f_jax.rl.trpo import (
+    TrustRegion,
+    adapted_policies,
+    conjugate_gradient,
+    fisher_product,
+    make_update,
+    trust_region_step,
+)
+from l2f_jax.transforms import attenuate, identity
+from l2f_jax.tree import at
+
+SMALL = gaussian_policy(2, (3,), activation="tanh")
+ENV = navigation(horizon=5)
+
+
+def agent(transform=None, policy=SMALL, lr=0.1):
+    return recipes.maml(policy, reinforce(policy), lr=lr, transform=transform)
+
+
+def gather(learner, key, *, tasks=3, steps=1, fresh=False, trajectories=4):
+    meta, _ = learner.init(key, jnp.zeros((1, 2)))
+
+    def one(key):
+        collect = rollouts(ENV, SMALL, Sampling(trajectories), ENV.sample_task(key))
+        return experience(learner, meta, collect, key, steps=steps, fresh=fresh)
+
+    return meta, jax.jit(jax.vmap(one))(jax.random.split(key, tasks))
+
+
+def test_density_by_hand():
+    # Two standard normals at 1 and 0, the second of deviation 2 at distance 2.
+    policy = Gaussian(jnp.asarray([0.0, 2.0]), jnp.log(jnp.asarray([1.0, 2.0])))
+    found = log_probability(policy, jnp.asarray([1.0, 0.0]))
+    expected = -0.5 - 0.5 - np.log(2) - np.log(2 * np.pi)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_divergence_is_the_mean_difference_of_log_densities(key):
+    old = Gaussian(jnp.asarray([0.3, -1.0]), jnp.asarray([0.2, -0.5]))
+    new = Gaussian(jnp.asarray([0.0, -0.7]), jnp.asarray([0.0, 0.1]))
+    wide, other = (
+        Gaussian(jnp.broadcast_to(p.mean, (200_000, 2)), p.log_std) for p in (old, new)
+    )
+    actions = sample(wide, key)
+    gaps = log_probability(wide, actions) - log_probability(other, actions)
+    error = gaps.std() / len(gaps) ** 0.5
+    assert abs(divergence(old, new) - gaps.mean()) < 4 * error
+    assert divergence(old, old) == 0
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("steps", [0, 1])
+def test_fisher_product_is_the_hessian_of_the_divergence(key, steps):
+    learner = agent()
+    meta, data = gather(learner, key, steps=steps)
+    flat, unravel = ravel_pytree(meta)
+    last = jax.tree.map(lambda x: x[:, -1], data)
+
+    def policies(flat):
+        return adapted_policies(learner, SMALL, unravel(flat), data, steps=steps)
+
+    old = jax.jit(policies)(flat)
+
+    def kl(flat):
+        each = jax.vmap(divergence)(old, policies(flat)) * last.mask
+        return (each.sum((1, 2)) / last.mask.sum((1, 2))).mean()
+
+    def every_column(flat):
+        product = fisher_product(policies, flat, last.mask)
+        return jax.lax.map(product, jnp.eye(len(flat)))
+
+    explicit, found = jax.jit(jax.hessian(kl))(flat), jax.jit(every_column)(flat)
+    scale = np.abs(explicit).max()
+    np.testing.assert_allclose(found, explicit, rtol=0, atol=1e-8 * scale)
+
+
+@pytest.mark.usefixtures("x64")
+def test_conjugate_gradient_solves(key):
+    root = jax.random.normal(key, (6, 6))
+    matrix = root @ root.T + jnp.eye(6)
+    b = jax.random.normal(jax.random.fold_in(key, 1), (6,))
+    found = conjugate_gradient(lambda v: matrix @ v, b, 10)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, b), atol=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("transform", [identity(), attenuate(embedding_scale=100.0)])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_replay_is_the_adaptation_that_was_collected(key, transform, fresh):
+    """The old policy gives the recorded actions the densities they were drawn with."""
+    learner = agent(transform)
+    meta, data = gather(learner, key, steps=2, fresh=fresh)
+    one = at(data, 0)
+    adapt = jax.jit(learner.adapt, static_argnums=(2, 3))
+    adapted = adapt(meta, {}, recorded(one), 2)
+    # What entry t was collected by is path[t - 1] of the adaptation to the entries
+    # before it; a longer replay passes through the same points.
+    for t in (1, 2):
+        shorter = adapt(meta, {}, recorded(one), t)
+        for path, x in shorter.path.items():
+            np.testing.assert_allclose(x, adapted.path[path][: t + 1], atol=1e-12)
+
+
+def test_entries_are_collected_by_the_point_before_them(key):
+    """Sharp policies do exactly their mean, so actions tell who acted."""
+    meta, _ = agent().init(key, jnp.zeros((1, 2)))
+    sharp = {**meta.params, "log_std": jnp.full(2, -13.0)}
+    learner = agent(attenuate(embedding_scale=1e4), lr=0.0)
+    meta, _ = learner.init(key, jnp.zeros((1, 2)))
+    meta = meta._replace(params=sharp)
+    collect = rollouts(ENV, SMALL, Sampling(3), ENV.sample_task(key))
+
+    @jax.jit
+    def gathered(key):
+        return experience(learner, meta, collect, key, steps=1, fresh=True)
+
+    data = gathered(key)
+    adapted = learner.adapt(meta, {}, recorded(data), 1)
+    start = {**at(adapted.path, 0), **adapted.shared}
+    for t, params in enumerate((meta.params, start, start)):
+        entry = at(data, t)
+        mean = act(SMALL, params, entry).mean
+        log_std = jnp.exp(jnp.maximum(params["log_std"], -13.8))
+        np.testing.assert_allclose(entry.actions, mean, atol=6 * log_std.max() + 1e-6)
+    assert not np.allclose(start["head/kernel"], meta.params["head/kernel"])
+
+
+def test_same_trajectories_serve_the_transform_and_the_first_step(key):
+    _, data = gather(agent(attenuate()), key, fresh=False)
+    np.testing.assert_array_equal(data.actions[:, 0], data.actions[:, 1])
+    _, data = gather(agent(attenuate()), key, fresh=True)
+    assert not np.allclose(data.actions[:, 0], data.actions[:, 1])
+
+
+@pytest.mark.parametrize("max_kl", [0.0, 0.001, 0.05])
+def test_a_step_stays_within_its_bound_and_lowers_the_surrogate(key, max_kl):
+    learner = agent()
+    meta, data = gather(learner, key)
+    last = jax.tree.map(lambda x: x[:, -1], data)
+
+    def policies(meta):
+        return adapted_policies(learner, SMALL, meta, data, steps=1)
+
+    @jax.jit
+    def step(meta):
+        return trust_region_step(policies, meta, last, TrustRegion(max_kl))
+
+    new, metrics = step(meta)
+    each = jax.vmap(divergence)(policies(meta), policies(new)) * last.mask
+    distance = (each.sum((1, 2)) / last.mask.sum((1, 2))).mean()
+    assert distance <= max_kl * 1.01
+    assert metrics["outer/accepted"] == (max_kl > 0)
+    if max_kl:
+        assert metrics["outer/improvement"] > 0
+        np.testing.assert_allclose(metrics["outer/kl"], distance, rtol=1e-2)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, new, meta)
+
+
+def bandit():
+    """One step; the task is the rewarded side of a line, observed by nobody."""
+
+    def step(task, state, action, key):
+        reward = -((action[0] - task[0]) ** 2)
+        return state, jnp.ones(1), reward, jnp.asarray(True)
+
+    return Env(
+        sample_task=lambda key: jnp.sign(jax.random.normal(key, (1,))) * 2.0,
+        reset=lambda task, key: (jnp.zeros(()), jnp.ones(1)),
+        step=step,
+        observations=1,
+        actions=1,
+        horizon=1,
+    )
+
+
+@pytest.mark.parametrize(
+    "transform", [None, attenuate(bias=4.0, embedding_scale=100.0)]
+)
+def test_a_bandit_is_solved_by_adaptation(transform):
+    """Whoever cannot adapt gets at most -4, the square of the way to either side."""
+    policy = gaussian_policy(1, (8,), activation="tanh")
+    learner = agent(transform, policy, lr=1.0)
+    meta, stats = learner.init(jax.random.key(0), jnp.zeros((1, 1)))
+    state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(1), meta, (), stats)
+    update = make_update(
+        bandit(), learner, policy, tasks=20, steps=1, sampling=Sampling(20),
+        region=TrustRegion(0.05), fresh=transform is not None,
+    )  # fmt: skip
+    _, metrics = update(state, iterations=60)
+    assert metrics["outer/return_1"][-10:].mean() > -2.0
+    assert metrics["outer/return_0"][-10:].mean() < -3.0
