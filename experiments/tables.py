@@ -133,11 +133,11 @@ def markdown(cells: Sequence[Cell], found: dict[str, dict | None]) -> str:
             lines.append(f"| {cell.name} | | missing | | | | | |")
             continue
         for point, row in rows["after"].items():
-            seeds = row["seeds"]
+            least, most = (number(f(row["seeds"])) for f in (np.min, np.max))
             gap = row.get("difference")
             lines.append(
                 f"| {cell.name} | {point} | {number(row['mean'])} ± "
-                f"{number(row['half'])} | {number(min(seeds))} .. {number(max(seeds))} "
+                f"{number(row['half'])} | {least} .. {most} "
                 f"| {number(row['median'])} | {100 * row['above_100']:.2f} % "
                 f"| {cell.paper.get(int(point), '')} "
                 f"| {'' if gap is None else f'{number(gap[0])} ± {number(gap[1])}'} |"

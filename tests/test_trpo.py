@@ -67,7 +67,7 @@ def test_divergence_is_the_mean_difference_of_log_densities(key):
     gaps = log_probability(wide, actions) - log_probability(other, actions)
     error = gaps.std() / len(gaps) ** 0.5
     assert abs(divergence(old, new) - gaps.mean()) < 4 * error
-    assert divergence(old, old) == 0
+    np.testing.assert_allclose(divergence(old, old), 0, atol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
@@ -127,7 +127,9 @@ def test_entries_are_collected_by_the_point_before_them(key):
     """Sharp policies do exactly their mean, so actions tell who acted."""
     meta, _ = agent().init(key, jnp.zeros((1, 2)))
     sharp = {**meta.params, "log_std": jnp.full(2, -13.0)}
-    learner = agent(attenuate(embedding_scale=1e4), lr=0.0)
+    # Their gradients are huge, and what makes them sharp is not attenuated.
+    start = attenuate(embedding_scale=1e-6, select=lambda path: path != "log_std")
+    learner = agent(start, lr=0.0)
     meta, _ = learner.init(key, jnp.zeros((1, 2)))
     meta = meta._replace(params=sharp)
     collect = rollouts(ENV, SMALL, Sampling(3), ENV.sample_task(key))
@@ -171,8 +173,8 @@ def test_a_step_stays_within_its_bound_and_lowers_the_surrogate(key, max_kl):
     each = jax.vmap(divergence)(policies(meta), policies(new)) * last.mask
     distance = (each.sum((1, 2)) / last.mask.sum((1, 2))).mean()
     assert distance <= max_kl * 1.01
-    assert metrics["outer/accepted"] == (max_kl > 0)
     if max_kl:
+        assert metrics["outer/accepted"] == 1
         assert metrics["outer/improvement"] > 0
         np.testing.assert_allclose(metrics["outer/kl"], distance, rtol=1e-2)
     else:
@@ -210,5 +212,5 @@ def test_a_bandit_is_solved_by_adaptation(transform):
         region=TrustRegion(0.05), fresh=transform is not None,
     )  # fmt: skip
     _, metrics = update(state, iterations=60)
-    assert metrics["outer/return_1"][-10:].mean() > -2.0
-    assert metrics["outer/return_0"][-10:].mean() < -3.0
+    assert metrics["outer/return_1"][-10:].mean() > -3.0
+    assert metrics["outer/return_0"][-10:].mean() < -4.0

@@ -12,7 +12,7 @@ from l2f_jax.types import Array
 class Env(NamedTuple):
     """A family of tasks, each a Markov decision process with a fixed horizon.
 
-    sample_task(key) -> task: an array, such as a goal; the policy does not see it.
+    sample_task(key) -> task [n]: such as a goal; the policy does not see it.
     reset(task, key) -> state, observation [observations].
     step(task, state, action [actions], key) -> (state, observation, reward, done):
       the reward of the action, and whether the episode ends with it; what follows an
@@ -20,7 +20,8 @@ class Env(NamedTuple):
     observations, actions: how many numbers each has.
     horizon: most steps of an episode.
 
-    All functions work under nested `vmap` (tasks, trajectories) inside `scan`.
+    All functions work under nested `vmap` (tasks, trajectories) inside `scan`. No
+    derivative is taken through `step`. Tasks, observations and rewards have one dtype.
     """
 
     sample_task: Callable[[Array], Array]

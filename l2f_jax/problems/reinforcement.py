@@ -10,6 +10,7 @@ import optax
 from l2f_jax import recipes
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.envs.env import Env, with_goal
+from l2f_jax.envs.locomotion import half_cheetah
 from l2f_jax.envs.navigation import navigation
 from l2f_jax.evaluation import Predictions
 from l2f_jax.inner import from_optax
@@ -30,7 +31,7 @@ from l2f_jax.rl.trpo import TrustRegion, make_update
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.types import Array, InnerRule, MetaParams
 
-ENVIRONMENTS = {"navigation": navigation}
+ENVIRONMENTS = {"navigation": navigation, "half_cheetah": half_cheetah}
 FIRST_TASK = {"test": 0, "val": 2**20}  # numbers of fixed tasks; none is in both
 
 
