@@ -12,8 +12,9 @@ The argument is a comma-separated list of variants, all optional:
 never moves. MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward,
 the distance itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. The L2F paper prints no
 numbers and its supplement is not public. Chosen here for L2F: new trajectories after
-attenuation, g_phi's last bias at 4 (gamma near 1), the embedding times 100; without
-them it is unstable (see RESULTS.md). The papers' texts have squared distances.
+attenuation, g_phi's last bias at 4 (gamma near 1), the embedding times 100; with this
+network and rate it has been unstable so far (see RESULTS.md). The papers' texts have
+squared distances.
 """
 
 from ml_collections import ConfigDict
