@@ -1,6 +1,7 @@
 """Meta reinforcement learning: the sections of a config -> Experiment."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,34 @@ from l2f_jax.rl.losses import reinforce
 from l2f_jax.rl.rollout import Sampling, experience, rollouts, total_return
 from l2f_jax.rl.trpo import TrustRegion, make_update
 from l2f_jax.transforms import attenuate, identity
-from l2f_jax.types import Array, InnerRule, MetaParams
+from l2f_jax.types import Array, InnerRule, Learner, MetaParams, Model
 
 ENVIRONMENTS = {"navigation": navigation, "half_cheetah": half_cheetah}
 FIRST_TASK = {"test": 0, "val": 2**20}  # numbers of fixed tasks; none is in both
+
+
+class Search(NamedTuple):
+    """How a policy is searched for: all that a config describes but its evaluation.
+
+    steps: inner steps trained with.  fresh: see `rollout.experience`.
+    """
+
+    env: Env
+    policy: Model
+    learner: Learner
+    steps: int
+    sampling: Sampling
+    fresh: bool
+    region: TrustRegion
+    schedule: Schedule
+
+    @property
+    def environment_steps(self) -> int:
+        """Steps of the environment in a meta-iteration, if no episode ends early."""
+        # Where the transform and the first inner step share trajectories, one set less.
+        sets = self.steps + 1 + (self.fresh or not self.steps)
+        tasks, trajectories = self.schedule.tasks, self.sampling.trajectories
+        return tasks * trajectories * sets * self.env.horizon
 
 
 def reinforcement(
@@ -47,76 +72,111 @@ def reinforcement(
     evaluation: Section,
 ) -> Experiment:
     """Build meta reinforcement learning; `configs/rl/navigation.py` has all keys."""
-    world = _environment(**env)
-    schedule = _schedule(training)
-    region = call(TrustRegion, optimiser, "optimiser")
-    network = select(
-        model, "model", {"gaussian": gaussian_policy}, actions=world.actions
+    search = method(
+        env=env,
+        model=model,
+        learner=learner,
+        transform=transform,
+        sampling=sampling,
+        optimiser=optimiser,
+        training=training,
     )
-    steps, rule = call(_inner, learner, "learner")
-    start = select(
-        transform, "transform", {"identity": identity, "attenuate": attenuate}
+    rest = dict(evaluation)
+    points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
+    compiled = make_update(
+        search.env,
+        search.learner,
+        search.policy,
+        tasks=search.schedule.tasks,
+        steps=search.steps,
+        sampling=search.sampling,
+        region=search.region,
+        fresh=search.fresh,
+        first_order=search.schedule.order == 1,
     )
-    agent = recipes.maml(network, reinforce(network), rule=rule, transform=start)
-    rest, options = dict(evaluation), dict(sampling)
-    points = points_to_test(rest.pop("points", range(steps + 1)), steps)
-    fresh = bool(options.pop("fresh", False))
-    how = call(Sampling, options, "sampling")
-    check_least("sampling", how._asdict(), {"trajectories": 1})
+    judge = jax.jit(
+        jax.vmap(partial(returns, search), (None, 0, None)), static_argnums=2
+    )
 
     def init(seed: int) -> TrainState:
         key, run_key = jax.random.split(jax.random.key(seed))
-        example = jnp.zeros((1, world.observations))
-        meta, stats = agent.init(key, example)
+        example = jnp.zeros((1, search.env.observations))
+        meta, stats = search.learner.init(key, example)
         return TrainState(jnp.zeros((), jnp.int32), run_key, meta, (), stats)
-
-    compiled = make_update(
-        world,
-        agent,
-        network,
-        tasks=schedule.tasks,
-        steps=steps,
-        sampling=how,
-        region=region,
-        fresh=fresh,
-        first_order=schedule.order == 1,
-    )
 
     def update(state: TrainState, step: int, iterations: int):
         return compiled(state, iterations=iterations)
 
-    def returns(meta: MetaParams, key: Array, last: int) -> tuple[Array, Array]:
-        """Return one task's mean return after 0 .. last updates, and the task."""
-        task_key, key = jax.random.split(key)
-        task = world.sample_task(task_key)
-        collect = rollouts(world, network, how, task)
-        data = experience(agent, meta, collect, key, steps=last, fresh=fresh)
-        found = total_return(data)
-        # Entry 1 is what the first update learns from: of the start, not of theta.
-        return jnp.concatenate([found[:1], found[2:]]), task
-
-    judge = jax.jit(jax.vmap(returns, (None, 0, None)), static_argnums=2)
-
     def predict(meta, stats, split: str, tasks: int, points=points, seed: int = 0):
-        last = max(*points, 1)
         keys = episode_keys(seed, FIRST_TASK[split], tasks)
-        found, goals = judge(meta, keys, last)
+        found, goals = judge(meta, keys, max(*points, 1))
         return Predictions(np.asarray(found)[:, list(points)], np.asarray(goals))
 
+    count = search.sampling.trajectories
     return Experiment(
         init=init,
         update=update,
         predict=predict,
         scores=lambda predictions: {"return": predictions.outputs},
         score=Score("return", rank=np.mean),
-        schedule=schedule,
+        schedule=search.schedule,
         evaluation=_evaluation(rest),
-        steps=steps,
+        steps=search.steps,
         points=points,
-        learner=agent,
-        protocol=f"mean undiscounted return of {how.trajectories} new trajectories",
-        facts={"horizon": world.horizon},
+        learner=search.learner,
+        protocol=f"mean undiscounted return of {count} new trajectories",
+        facts={
+            "horizon": search.env.horizon,
+            "environment_steps": search.environment_steps,
+        },
     )
+
+
+def method(
+    *,
+    env: Section,
+    model: Section,
+    learner: Section,
+    transform: Section,
+    sampling: Section,
+    optimiser: Section,
+    training: Section,
+) -> Search:
+    """Build how a policy is searched for.
+
+    Raises:
+      ValueError: one sentence naming the key, for anything wrong in a section.
+    """
+    world = _environment(**env)
+    schedule = _schedule(training)
+    region = call(TrustRegion, optimiser, "optimiser")
+    policy = select(
+        model, "model", {"gaussian": gaussian_policy}, actions=world.actions
+    )
+    steps, rule = call(_inner, learner, "learner")
+    starts = {"identity": identity, "attenuate": attenuate}
+    start = select(transform, "transform", starts)
+    agent = recipes.maml(policy, reinforce(policy), rule=rule, transform=start)
+    options = dict(sampling)
+    fresh = bool(options.pop("fresh", False))
+    how = call(Sampling, options, "sampling")
+    check_least("sampling", how._asdict(), {"trajectories": 1})
+    return Search(world, policy, agent, steps, how, fresh, region, schedule)
+
+
+def returns(
+    search: Search, meta: MetaParams, key: Array, last: int
+) -> tuple[Array, Array]:
+    """Return a task's mean return after 0 .. last >= 1 updates, and the task."""
+    task_key, key = jax.random.split(key)
+    task = search.env.sample_task(task_key)
+    collect = rollouts(search.env, search.policy, search.sampling, task)
+    data = experience(
+        search.learner, meta, collect, key, steps=last, fresh=search.fresh
+    )
+    found = total_return(data)
+    # Entry 1 is what the first update learns from: of the start, not of theta.
+    return jnp.concatenate([found[:1], found[2:]]), task
 
 
 def _environment(*, observe_goal: bool = False, **section: Any) -> Env:

@@ -67,11 +67,11 @@ def linear_baseline(observations: Array, targets: Array, mask: Array) -> Array:
     features = jnp.concatenate([o, o**2, powers], axis=-1)
     features = features.reshape(-1, features.shape[-1])
     weight = mask.reshape(-1, 1)
+    size = jnp.maximum(weight.sum(), 1.0)
     # Columns of equal size: the normal equations are solved in single precision.
-    scale = jnp.sqrt(jnp.mean(weight * features**2, axis=0, keepdims=True))
+    scale = jnp.sqrt(jnp.sum(weight * features**2, axis=0, keepdims=True) / size)
     features = features / jnp.maximum(scale, 1e-8)
     kept = weight * features
-    size = jnp.maximum(weight.sum(), 1.0)
     gram = kept.T @ features / size + RIDGE * jnp.eye(features.shape[1], dtype=o.dtype)
     moment = kept.T @ targets.reshape(-1, 1) / size
     solution = jax.scipy.linalg.solve(gram, moment, assume_a="pos")

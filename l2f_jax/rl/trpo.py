@@ -86,46 +86,57 @@ def trust_region_step(
       "outer/accepted" (0 or 1), "outer/backtracks".
     """
     flat, unravel = ravel_pytree(params)
-    old = jax.lax.stop_gradient(policies(params))
+    old = lax.stop_gradient(policies(params))
 
-    def loss(flat: Array) -> Array:
-        return jax.vmap(surrogate)(old, policies(unravel(flat)), data).mean()
+    def judge(flat: Array) -> tuple[Array, Array]:
+        """Return the loss and the divergence, means over tasks."""
+        new = policies(unravel(flat))
+        kl = jax.vmap(masked_mean)(jax.vmap(divergence)(old, new), data.mask)
+        return jax.vmap(surrogate)(old, new, data).mean(), kl.mean()
 
-    def kl(flat: Array) -> Array:
-        each = jax.vmap(divergence)(old, policies(unravel(flat)))
-        return jax.vmap(masked_mean)(each, data.mask).mean()
-
-    before, gradient = jax.value_and_grad(loss)(flat)
+    (before, _), gradient = jax.value_and_grad(judge, has_aux=True)(flat)
     fisher = fisher_product(lambda x: policies(unravel(x)), flat, data.mask)
-    damped = lambda v: fisher(v) + region.damping * v  # noqa: E731
+
+    def damped(v: Array) -> Array:
+        return fisher(v) + region.damping * v
+
     direction = conjugate_gradient(damped, gradient, region.conjugate_steps)
     curvature = direction @ damped(direction)
     step = jnp.sqrt(2 * region.max_kl / (curvature + 1e-8)) * direction
 
-    def try_step(carry):
-        tried, *_ = carry
-        new = flat - region.shrink ** tried.astype(flat.dtype) * step
-        after, distance = loss(new), kl(new)
+    def good(attempt: Attempt) -> Array:
         # A comparison with a number that is none is false: such a step is refused.
-        good = (after < before) & (distance <= region.max_kl)
-        return tried + 1, new, after, distance, good
+        return (attempt.loss < before) & (attempt.kl <= region.max_kl)
 
-    def go_on(carry):
-        tried, *_, good = carry
-        return ~good & (tried <= region.backtracks)
+    def go_on(attempt: Attempt) -> Array:
+        return ~good(attempt) & (attempt.backtracks < region.backtracks)
 
-    start = jnp.zeros((), jnp.int32), flat, before, jnp.zeros_like(before), False
-    tried, new, after, distance, good = lax.while_loop(
-        go_on, try_step, (*start[:-1], jnp.zeros((), bool))
-    )
+    def shorten(attempt: Attempt) -> Attempt:
+        count = attempt.backtracks + 1
+        new = flat - region.shrink ** count.astype(flat.dtype) * step
+        return Attempt(count, new, *judge(new))
+
+    # Not yet an attempt: the loop begins with the whole step, shortened 0 times.
+    none = Attempt(jnp.full((), -1), flat, before, jnp.zeros_like(before))
+    last = lax.while_loop(go_on, shorten, none)
+    accepted = good(last)
     metrics = {
         "outer/loss": before,
-        "outer/improvement": jnp.where(good, before - after, 0.0),
-        "outer/kl": jnp.where(good, distance, 0.0),
-        "outer/accepted": good.astype(flat.dtype),
-        "outer/backtracks": (tried - 1).astype(flat.dtype),
+        "outer/improvement": jnp.where(accepted, before - last.loss, 0.0),
+        "outer/kl": jnp.where(accepted, last.kl, 0.0),
+        "outer/accepted": accepted.astype(flat.dtype),
+        "outer/backtracks": last.backtracks.astype(flat.dtype),
     }
-    return unravel(jnp.where(good, new, flat)), metrics
+    return unravel(jnp.where(accepted, last.params, flat)), metrics
+
+
+class Attempt(NamedTuple):
+    """Parameters that the line search tried, and what came of them."""
+
+    backtracks: Array
+    params: Array
+    loss: Array
+    kl: Array
 
 
 def fisher_product(
@@ -156,20 +167,19 @@ def fisher_product(
 
 
 def conjugate_gradient(product: Product, b: Array, steps: int) -> Array:
-    """Solve product(x) = b approximately; stops when the residual is below 1e-5."""
+    """Solve product(x) = b from x = 0, product being symmetric and positive definite.
+
+    At most `steps` steps; none follows a residual b - product(x) shorter than 1e-5.
+    """
 
     def step(carry, _):
         x, residual, direction, size = carry
         moved = product(direction)
         rate = size / (direction @ moved)
-        new = residual - rate * moved
-        new_size = new @ new
-        following = (
-            x + rate * direction,
-            new,
-            new + new_size / size * direction,
-            new_size,
-        )
+        x_next, residual_next = x + rate * direction, residual - rate * moved
+        size_next = residual_next @ residual_next
+        direction_next = residual_next + size_next / size * direction
+        following = x_next, residual_next, direction_next, size_next
         done = size < 1e-10
         return jax.tree.map(partial(jnp.where, done), carry, following), None
 
