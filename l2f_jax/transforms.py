@@ -217,11 +217,15 @@ def prototypes(
 
     def apply(params: Params, view: TaskView) -> Array:
         x = features(params, view.data.inputs)
-        members = jax.nn.one_hot(view.data.targets, ways, dtype=x.dtype)
-        means = (members.T @ x) / jnp.sum(members, axis=0)[:, None]
-        return jnp.mean(means, axis=0)
+        return jnp.mean(class_means(x, view.data.targets, ways), axis=0)
 
     return Embedding(lambda params: size, apply)
+
+
+def class_means(features: Array, labels: Array, ways: int) -> Array:
+    """Average features [n, d] over each class of labels [n]: prototypes [ways, d]."""
+    members = jax.nn.one_hot(labels, ways, dtype=features.dtype)
+    return (members.T @ features) / jnp.sum(members, axis=0)[:, None]
 
 
 def nothing() -> Embedding:

@@ -21,7 +21,7 @@ NEGATIVE_SLOPE = 0.01
 
 
 def conv4(
-    outputs: int,
+    outputs: int | None,
     *,
     filters: int = 48,
     stages: int = 4,
@@ -37,7 +37,7 @@ def conv4(
     Kernels start Glorot uniform, biases and shifts 0, scales 1.
 
     Args:
-      outputs: number of classes (ways).
+      outputs: number of classes (ways); None for no head: the outputs are features.
       filters: channels of every stage.
       stages: number of stages; each halves the map.
       conv_bias: add a bias after each convolution, as MAML++ does.
@@ -72,7 +72,7 @@ def conv4(
             raise ValueError(
                 f"`inputs` {inputs.shape} are too small for {stages} stages of pooling"
             )
-        head = layers.init_linear(head_key, "head", features, outputs, inputs.dtype)
+        head = layers.init_head(head_key, features, outputs, inputs.dtype)
         return tree.merge(params, head), tree.merge(stats)
 
     def apply(
@@ -99,6 +99,6 @@ def conv4(
             )
             x = jax.nn.leaky_relu(x, NEGATIVE_SLOPE)
         x = x.mean((1, 2)) if pooling == "stride" else x.reshape(x.shape[0], -1)
-        return layers.linear(params, "head", x), stats
+        return x if outputs is None else layers.linear(params, "head", x), stats
 
     return Model(init, apply)

@@ -84,13 +84,18 @@ _put.defvjp(
 )
 
 
-def init_linear(
-    key: Array, path: str, features: int, outputs: int, dtype: jnp.dtype
+def init_head(
+    key: Array, features: int, outputs: int | None, dtype: jnp.dtype
 ) -> Params:
-    """Return a Glorot uniform kernel [features, outputs] and bias 0."""
+    """Return head/kernel [features, outputs], Glorot uniform, and head/bias, 0.
+
+    Without outputs there is no head: {}.
+    """
+    if outputs is None:
+        return {}
     return {
-        f"{path}/kernel": glorot(key, (features, outputs), dtype),
-        f"{path}/bias": jnp.zeros(outputs, dtype),
+        "head/kernel": glorot(key, (features, outputs), dtype),
+        "head/bias": jnp.zeros(outputs, dtype),
     }
 
 

@@ -20,7 +20,7 @@ POOL_PADDING = (0, 0, 1, None)  # of each block; None: no pool
 
 
 def resnet12(
-    outputs: int,
+    outputs: int | None,
     *,
     widths: tuple[int, int, int, int] = (64, 128, 256, 512),
     norm: Norm = BATCH,
@@ -34,7 +34,7 @@ def resnet12(
     dtype of the inputs. Kernels start Glorot uniform, biases and shifts 0, scales 1.
 
     Args:
-      outputs: number of classes (ways).
+      outputs: number of classes (ways); None for no head: the outputs are features.
       widths: channels of the four blocks.
       norm: which statistics normalisation uses, in every normalisation.
       conv: how to compute a convolution, see `backend.convolution`.
@@ -56,7 +56,7 @@ def resnet12(
             x = jax.ShapeDtypeStruct((x.shape[0], *sides, width), x.dtype)
         if 0 in x.shape:
             raise ValueError(f"`inputs` {inputs.shape} are too small for the pools")
-        head = layers.init_linear(head_key, "head", widths[-1], outputs, x.dtype)
+        head = layers.init_head(head_key, widths[-1], outputs, x.dtype)
         return tree.merge(params, head), tree.merge(stats)
 
     def block(params: Params, stats: Stats, x: Array, b: int, normalise: Callable):
@@ -86,7 +86,8 @@ def resnet12(
         x = inputs
         for b in range(len(widths)):
             x, stats = block(params, stats, x, b, normalise)
-        return layers.linear(params, "head", x.mean((1, 2))), stats
+        x = x.mean((1, 2))
+        return x if outputs is None else layers.linear(params, "head", x), stats
 
     return Model(init, apply)
 
