@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from l2f_jax.scopes import KINDS, pool, scope_of, spread
-from l2f_jax.tree import split
+from l2f_jax.tree import merge, split
 from l2f_jax.types import Array, InitTransform, Params, TaskView
 
 SQUASHES: dict[str, Callable[[Array], Array]] = {
@@ -66,7 +66,15 @@ def chain(*transforms: InitTransform) -> InitTransform:
             params = transform.apply(part, params, view)
         return params
 
-    return InitTransform(init, apply)
+    def gamma(phi: tuple, params: Params, view: TaskView) -> Params:
+        product = {}
+        for transform, part in zip(transforms, phi, strict=True):
+            for path, factor in transform.gamma(part, params, view).items():
+                product[path] = factor * product[path] if path in product else factor
+            params = transform.apply(part, params, view)
+        return product
+
+    return InitTransform(init, apply, gamma)
 
 
 def modulate(
@@ -105,18 +113,24 @@ def modulate(
         shifts = gains if affine else 0
         return generator.init(key, embedding.size(params), gains, shifts, dtype)
 
-    def apply(phi: Any, params: Params, view: TaskView) -> Params:
-        chosen, others = split(params, select)
-        where = scope_of(chosen, scope)
+    def coefficients(phi: Any, params: Params, view: TaskView) -> tuple[Params, Params]:
+        where = scope_of(split(params, select)[0], scope)
         v = generator.apply(phi, embedding.apply(params, view))
         gamma = spread(where, SQUASHES[squash](v[: where.size]))
+        return gamma, spread(where, v[where.size :]) if affine else {}
+
+    def apply(phi: Any, params: Params, view: TaskView) -> Params:
+        chosen, others = split(params, select)
+        gamma, delta = coefficients(phi, params, view)
         start = {path: gamma[path] * x for path, x in chosen.items()}
         if affine:
-            delta = spread(where, v[where.size :])
             start = {path: x + delta[path] for path, x in start.items()}
-        return dict(sorted({**start, **others}.items()))
+        return merge(start, others)
 
-    return InitTransform(init, apply)
+    def gamma(phi: Any, params: Params, view: TaskView) -> Params:
+        return coefficients(phi, params, view)[0]
+
+    return InitTransform(init, apply, gamma)
 
 
 def attenuate(

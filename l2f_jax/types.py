@@ -91,10 +91,13 @@ class InitTransform(NamedTuple):
     """Where the inner loop starts.
 
     init(key, params) -> phi;  apply(phi, params, view: TaskView) -> params.
+    gamma(phi, params, view) -> {path: block}: what `apply` multiplies theta by, in
+      blocks that broadcast to the tensors; without the tensors it does not multiply.
     """
 
     init: Callable[[Array, Params], Any]
     apply: Callable[[Any, Params, TaskView], Params]
+    gamma: Callable[[Any, Params, TaskView], Params] = lambda phi, params, view: {}
 
 
 class InnerRule(NamedTuple):
@@ -121,11 +124,15 @@ class Learner(NamedTuple):
     init(key, inputs) -> (MetaParams, Stats)
     adapt(meta, stats, source, steps, *, first_order, key) -> Adapted
     predict(adapted, t, inputs, *, phase, key) -> (outputs, Stats), with path point t.
+    loss: what the inner loop descends.  transform: where it starts. None where no
+      gradient is followed.
     """
 
     init: Callable[[Array, Array], tuple[MetaParams, Stats]]
     adapt: Callable[..., Adapted]
     predict: Callable[..., tuple[Array, Stats]]
+    loss: TaskLoss | None = None
+    transform: InitTransform | None = None
 
 
 class Objective(NamedTuple):

@@ -213,6 +213,45 @@ def test_later_part_of_a_chain_sees_the_task_from_the_attenuated_start():
     assert start["a"].tolist() == [9.0]  # half: 3; times the loss there: 3
 
 
+# The coefficients themselves --------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", KINDS)
+def test_gamma_is_what_theta_is_multiplied_by(scope, params, episode):
+    transform, view = attenuate(scope), view_of(episode)
+    phi = phi_of(transform, params)
+    gamma, start = (f(phi, params, view) for f in (transform.gamma, transform.apply))
+    assert sorted(gamma) == [path for path in sorted(params) if is_not_norm(path)]
+    for path, factor in gamma.items():
+        np.testing.assert_array_equal(factor * params[path], start[path])
+
+
+def test_gamma_leaves_the_shift_out():
+    transform = modulate(
+        scope="layer",
+        squash="none",
+        affine=True,
+        generator=constant(0.5, 10.0),
+        embedding=nothing(),
+    )
+    gamma = transform.gamma((), PAIR, NO_TASK)
+    assert {path: x.tolist() for path, x in gamma.items()} == {"a/kernel": [[0.5]]}
+
+
+def test_gamma_of_a_chain_is_the_product_each_part_seeing_what_came_before():
+    # The first halves a = 6; the second multiplies by what it sees, 3.
+    seen = Embedding(lambda params: 1, lambda params, view: params["a"])
+    echo = free()._replace(apply=lambda phi, embedding: embedding)
+    half = modulate(
+        scope="layer", squash="none", generator=constant(0.5), embedding=nothing()
+    )
+    by_value = modulate(scope="layer", squash="none", generator=echo, embedding=seen)
+    together = chain(half, identity(), by_value)
+    gamma = together.gamma(((), (), ()), {"a": jnp.array([6.0])}, NO_TASK)
+    assert gamma["a"].tolist() == [1.5]
+    assert identity().gamma((), PAIR, NO_TASK) == {}
+
+
 # Embeddings ------------------------------------------------------------------
 
 

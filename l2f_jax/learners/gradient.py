@@ -10,6 +10,7 @@ from l2f_jax.tree import at, merge, split
 from l2f_jax.types import (
     Adapted,
     Array,
+    Data,
     InitTransform,
     InnerRule,
     Learner,
@@ -69,16 +70,17 @@ def gradient_learner(
         first_order: bool = False,
         key: Array | None = None,
     ) -> Adapted:
-        def full_loss(params: Params, stats: Stats, data, step):
+        view = task_view(loss, stats, source(meta.params, 0), key=key)
+        start = transform.apply(meta.transform, meta.params, view)
+        moving, shared = split(start, fast)
+
+        def inner_loss(moving: Params, stats: Stats, data: Data, step: Array):
+            params = {**moving, **shared}
             key_t = None if key is None else jax.random.fold_in(key, step)
             return loss(params, stats, data, phase="support", step=step, key=key_t)
 
-        data = source(meta.params, 0)
-        view = TaskView(lambda params: full_loss(params, stats, data, 0)[0], data)
-        start = transform.apply(meta.transform, meta.params, view)
-        moving, shared = split(start, fast)
         path, seen = unroll(
-            lambda x, s, d, t: full_loss({**x, **shared}, s, d, t),
+            inner_loss,
             rule.optimiser(meta.rule),
             moving,
             stats,
@@ -104,4 +106,21 @@ def gradient_learner(
             params, at(adapted.stats, t), inputs, phase=phase, step=step, key=key
         )
 
-    return Learner(init, adapt, predict)
+    return Learner(init, adapt, predict, loss, transform)
+
+
+def task_view(
+    loss: TaskLoss,
+    stats: Stats,
+    data: Data,
+    *,
+    step: int | Array = 0,
+    key: Array | None = None,
+) -> TaskView:
+    """Return a support set with its loss at an inner step, as a function of theta."""
+    key_t = None if key is None else jax.random.fold_in(key, step)
+
+    def support_loss(params: Params) -> Array:
+        return loss(params, stats, data, phase="support", step=step, key=key_t)[0]
+
+    return TaskView(support_loss, data)
