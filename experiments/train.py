@@ -61,20 +61,21 @@ def train(config: ConfigDict, run: Path) -> bool:
     """
     experiment = build(config)
     claim(run, config, experiment)
-    keep = experiment.evaluation.ensemble
-    with Checkpoints(run / "checkpoints", keep_best=keep) as checkpoints:
+    schedule, best = experiment.schedule, experiment.evaluation.ensemble
+    every = schedule.keep_every * schedule.iterations_per_epoch
+    with Checkpoints(run / "checkpoints", best, every) as checkpoints:
         state = experiment.init(config.seed)
         restored = checkpoints.restore_latest(state)
         if restored is not None:
             state, _ = restored
-        step, total = int(state.step), experiment.schedule.iterations
+        step, total = int(state.step), schedule.iterations
         with Recorder(run, step, total) as recorder, Interruption() as interruption:
             recorder.say(f"{run}: step {step} of {total}; {experiment.protocol}")
             while step < total and not interruption.agreed(step):
                 state, step = train_epoch(
                     experiment, state, step, recorder, interruption, checkpoints
                 )
-                if step == experiment.schedule.boundary(step - 1):
+                if step == schedule.boundary(step - 1):
                     score = validate(experiment, state, step, recorder)
                 else:  # interrupted
                     score = None
@@ -149,7 +150,7 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Write run.json, or check that the one there is of the same experiment.
 
     Only `training.iterations` may change, and only where the outer rate does not
-    depend on it.
+    depend on it; and `training.keep_every`, on which no number depends.
     """
     if jax.process_index() != 0:
         return
@@ -160,7 +161,8 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
         for key, old, new in differences(before["config"], resolved):
             outer = config.optimiser  # a trust region has no rate
             constant = outer.get("lr") == outer.get("min_lr")
-            if key != "training.iterations" or not constant:
+            longer = key == "training.iterations" and constant
+            if key != "training.keep_every" and not longer:
                 raise ValueError(
                     f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "
                     "--run, or the same config to resume it"

@@ -1,10 +1,11 @@
 """Save a training run so that it resumes exactly, whatever moment it is killed at.
 
 One folder per saved step, `directory/<step>`, holds the state (arrays, by Orbax) and a
-record (JSON: the caller's metadata, the table of the best steps, the shape and dtype of
-every leaf). Kept are the newest step and the steps in its table, so ranking can never
-delete the newest. Orbax renames a folder into place when it is complete and deletes
-others only then: the newest folder is always whole and its table says which others are.
+record (JSON: the caller's metadata, the tables of the best and of the regular steps,
+the shape and dtype of every leaf). Kept are the newest step and the steps in its
+tables, so ranking can never delete the newest. Orbax renames a folder into place when
+it is complete and deletes others only then: the newest folder is always whole and its
+tables say which others are.
 What else a killed process left over goes at the next start or with the next save.
 """
 
@@ -23,7 +24,9 @@ _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
 
 
 class Checkpoints:
-    """The checkpoints of one run, the newest and the best, saved in the background.
+    """The checkpoints of one run, the newest and the best, and regular ones if asked.
+
+    They are saved in the background.
 
     Use as a context manager. With several processes, all of them make the same calls
     on a shared directory, with arrays replicated over the devices of all; Orbax writes
@@ -32,25 +35,33 @@ class Checkpoints:
     Args:
       directory: the run's own folder for checkpoints; created if missing.
       keep_best: how many of the best steps to keep, >= 0; unused when `read_only`.
+      keep_every: keep also the steps that are multiples of it; 0 keeps none for that.
       read_only: never create, clean or delete anything; for evaluating a run, also
         one that is still being trained.
     Raises:
       ValueError: if `directory` holds files but no checkpoints or, when `read_only`,
-        does not exist or is empty; if `keep_best` < 0.
+        does not exist or is empty; if `keep_best` or `keep_every` < 0.
     """
 
     def __init__(
-        self, directory: str | Path, keep_best: int = 3, *, read_only: bool = False
+        self,
+        directory: str | Path,
+        keep_best: int = 3,
+        keep_every: int = 0,
+        *,
+        read_only: bool = False,
     ):
-        if keep_best < 0:
-            raise ValueError(f"`keep_best` ({keep_best}) must be >= 0")
+        for name, value in (("keep_best", keep_best), ("keep_every", keep_every)):
+            if value < 0:
+                raise ValueError(f"`{name}` ({value}) must be >= 0")
         self._directory = Path(directory).absolute()
         _check_directory(self._directory, must_exist=read_only)
         self._keep_best = None if read_only else keep_best
+        self._keep_every = keep_every
         self._read_only = read_only
         self._kept = _KeepSteps()
         self._manager = _manager(self._directory, self._kept, read_only)
-        self._best = self._read_best()
+        self._best, self._regular = self._read_tables()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -67,6 +78,12 @@ class Checkpoints:
     def best(self) -> list[tuple[int, float]]:
         """(step, score) of the best steps, best first; of equals the later first."""
         return list(self._best)
+
+    @property
+    def steps(self) -> list[int]:
+        """All kept steps, in order: the newest, the best and the regular ones."""
+        newest = [] if self.latest is None else [self.latest]
+        return sorted({*newest, *self._regular, *(step for step, _ in self._best)})
 
     def save(
         self,
@@ -99,11 +116,19 @@ class Checkpoints:
         best = self._best
         if score is not None:
             best = _insert(best, step, float(score))[: self._keep_best]
-        record = {"metadata": metadata or {}, "best": best, "leaves": _describe(state)}
+        regular = self._regular
+        if self._keep_every and step % self._keep_every == 0:
+            regular = [*regular, step]
+        record = {
+            "metadata": metadata or {},
+            "best": best,
+            "regular": regular,
+            "leaves": _describe(state),
+        }
         # Fail, and take the snapshot, here rather than in the writing thread.
         record = json.loads(json.dumps(record))
-        self._best = best
-        self._kept.steps = {step, *(entry[0] for entry in self._best)}
+        self._best, self._regular = best, regular
+        self._kept.steps = {step, *regular, *(entry[0] for entry in best)}
         args = {
             _STATE: ocp.args.StandardSave(state),
             _RECORD: ocp.args.JsonSave(record),
@@ -120,7 +145,7 @@ class Checkpoints:
         Raises:
           ValueError: if a leaf is missing, left over, or of another shape or dtype.
         """
-        return None if self.latest is None else self._restore(self.latest, like)
+        return None if self.latest is None else self.restore(self.latest, like)
 
     def restore_best(self, rank: int, like: Any) -> tuple[Any, dict]:
         """Return (state, metadata) of the best step (`rank` 0), the second best, ...
@@ -133,7 +158,25 @@ class Checkpoints:
                 f"`rank` ({rank}) must be in [0, {len(self._best)}), the scored "
                 f"checkpoints in '{self._directory}'"
             )
-        return self._restore(self._best[rank][0], like)
+        return self.restore(self._best[rank][0], like)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict]:
+        """Return (state, metadata) of one of `steps`; as for `restore_latest`.
+
+        Raises:
+          ValueError: also if `step` is not kept.
+        """
+        if step not in self.steps:
+            raise ValueError(
+                f"`step` ({step}) must be one of {self.steps}, the checkpoints in "
+                f"'{self._directory}'"
+            )
+        self.wait()
+        record = self._record(step)
+        _check_leaves(record["leaves"], _describe(like), self._directory / str(step))
+        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(_target, like))}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return restored[_STATE], record["metadata"]
 
     def wait(self) -> None:
         """Block until all saves are complete; raise the error of one that failed."""
@@ -144,14 +187,6 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
-        self.wait()
-        record = self._record(step)
-        _check_leaves(record["leaves"], _describe(like), self._directory / str(step))
-        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(_target, like))}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return restored[_STATE], record["metadata"]
-
     def _record(self, step: int) -> dict:
         if not (self._directory / str(step) / _RECORD).is_dir():
             raise ValueError(
@@ -160,12 +195,14 @@ class Checkpoints:
         args = {_RECORD: ocp.args.JsonRestore()}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[_RECORD]
 
-    def _read_best(self) -> list[tuple[int, float]]:
+    def _read_tables(self) -> tuple[list[tuple[int, float]], list[int]]:
         if self.latest is None:
-            return []
-        saved = set(self._manager.all_steps())
-        table = self._record(self.latest)["best"]
-        return [(s, score) for s, score in table if s in saved][: self._keep_best]
+            return [], []
+        saved, record = set(self._manager.all_steps()), self._record(self.latest)
+        best = [(s, score) for s, score in record["best"] if s in saved]
+        # Runs from before regular steps could be kept have no table of them.
+        regular = [s for s in record.get("regular", []) if s in saved]
+        return best[: self._keep_best], regular
 
 
 class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):

@@ -3,6 +3,7 @@
 Run as a script, this file is the process that gets killed, or one of the two.
 """
 
+import json
 import os
 import random
 import signal
@@ -109,6 +110,40 @@ def test_ranking_never_deletes_the_newest(tmp_path):
         assert checkpoints.latest == 4
         assert checkpoints.best == [(2, 0.9), (3, 0.5)]
         assert checkpoints.restore_best(1, {"x": np.float64(0)})[0]["x"] == 3.0
+
+
+def test_regular_steps_are_kept_besides_the_best(tmp_path):
+    options = {"keep_best": 1, "keep_every": 3}
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, {"x": np.float64(step)}, score=-step)
+    with Checkpoints(tmp_path, **options) as checkpoints:  # goes on
+        for step in (5, 6, 7):
+            checkpoints.save(step, {"x": np.float64(step)}, score=-step)
+    assert folders(tmp_path) == ["1", "3", "6", "7"]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == [1, 3, 6, 7]
+        assert checkpoints.restore(3, {"x": np.float64(0)})[0]["x"] == 3.0
+        with pytest.raises(ValueError, match=r"`step` \(4\) must be one of \[1, 3, 6,"):
+            checkpoints.restore(4, {"x": np.float64(0)})
+
+
+def test_table_without_regular_steps_is_read(tmp_path):
+    with Checkpoints(tmp_path, keep_every=1) as checkpoints:
+        checkpoints.save(1, {"x": np.float64(1)})
+        checkpoints.save(2, {"x": np.float64(2)})
+    record = tmp_path / "2" / "record" / "metadata"
+    table = json.loads(record.read_text())
+    assert table.pop("regular") == [1, 2]
+    record.write_text(json.dumps(table))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == [2]
+
+
+def test_negative_numbers_of_kept_steps_are_refused(tmp_path):
+    for name in ("keep_best", "keep_every"):
+        with pytest.raises(ValueError, match=rf"`{name}` \(-1\) must be >= 0"):
+            Checkpoints(tmp_path, **{name: -1})
 
 
 def test_of_equal_scores_the_later_step_wins(tmp_path):

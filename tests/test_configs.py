@@ -159,6 +159,7 @@ def test_keys_with_a_default_may_be_left_out(config, key):
         ("training.reduction", "max"),
         ("training.task_map", "scan"),
         ("training.cpu_devices", -1),
+        ("training.keep_every", -1),
         ("training.iterations", 0),
         ("training.iterations_per_epoch", 0),
         ("training.first_order_epochs", -1),

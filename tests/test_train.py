@@ -144,6 +144,17 @@ def test_another_config_is_refused(uninterrupted):
         train(config, uninterrupted)
 
 
+def test_every_epoch_is_kept_if_asked_until_it_is_not(tmp_path):
+    config = tiny.get_config()
+    config.training.iterations_per_epoch, config.evaluation.ensemble = 3, 1
+    config.training.iterations, config.training.keep_every = 9, 1
+    assert train(config, tmp_path / "run")
+    config.training.iterations, config.training.keep_every = 12, 0
+    assert train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as saved:
+        assert saved.steps == [3, 6, 9, 12]
+
+
 def test_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "photo.png").touch()
     with pytest.raises(ValueError, match="no run.json"):

@@ -68,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.training.multi_step_epochs = 0  # of the multi-step loss (MAML++: 15)
     config.training.task_map = "auto"  # "map" or "vmap"; auto: by backend
     config.training.cpu_devices = 0  # that share the tasks on a CPU; 0: one per core
+    config.training.keep_every = 0  # epochs, whose checkpoint is kept for figures, too
 
     config.evaluation = ConfigDict()
     config.evaluation.validation_tasks = 600

@@ -80,6 +80,7 @@ def get_config(arg: str = ""):
     config.training.multi_step_epochs = 0
     config.training.task_map = "vmap"  # a task alone is too small to keep a core busy
     config.training.cpu_devices = 1
+    config.training.keep_every = 0  # epochs, whose checkpoint is kept for figures, too
 
     config.evaluation = ConfigDict()
     config.evaluation.validation_tasks = 1_000

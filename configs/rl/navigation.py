@@ -78,6 +78,7 @@ def get_config(arg: str = ""):
     config.training.tasks = 20
     config.training.order = 1 if order == "first_order" else 2
     config.training.cpu_devices = 1
+    config.training.keep_every = 0  # epochs, whose checkpoint is kept for figures, too
 
     config.evaluation = ConfigDict()
     config.evaluation.validation_tasks = 40

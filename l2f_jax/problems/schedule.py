@@ -29,6 +29,8 @@ class Schedule:
       moving to the last step over them (MAML++); 0 uses the query loss throughout.
     task_map: "map", "vmap" or "auto", see `backend.task_map`.
     cpu_devices: see `backend.cpu_devices`; only what starts a run reads it.
+    keep_every: keep the checkpoint of every n-th epoch besides the newest and the best,
+      for figures over training; 0 keeps none for that.
     """
 
     iterations: int
@@ -41,6 +43,7 @@ class Schedule:
     multi_step_epochs: int
     task_map: str
     cpu_devices: int = 0
+    keep_every: int = 0
 
     def __post_init__(self):
         least = {
@@ -51,6 +54,7 @@ class Schedule:
             "first_order_epochs": 0,
             "multi_step_epochs": 0,
             "cpu_devices": 0,
+            "keep_every": 0,
         }
         check_least("training", vars(self), least)
         if self.order not in (1, 2):
