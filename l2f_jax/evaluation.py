@@ -34,6 +34,44 @@ class Interval(NamedTuple):
     tasks: int
 
 
+def make_measure(
+    measure: Callable[[MetaParams, Stats, Any], Any],
+    episode: Callable[[Any, Any], Any],
+    *,
+    mesh: Mesh,
+    at_once: int = 1,
+) -> Callable[[MetaParams, Stats, Any, Any], Any]:
+    """Build the jitted pass that measures something of each task.
+
+    Args:
+      measure: (meta, stats, Episode) -> arrays; written for one task.
+      episode: (shared, item) -> Episode, without augmentation.
+      at_once: tasks that a device measures at once.
+    Returns:
+      run(meta, stats, shared, items [tasks, ...]) -> what `measure` returns, with a
+      leading axis of tasks, on the host. Any number of tasks: the last group is filled
+      up with copies, which are cut off again.
+    """
+
+    def task(shared, item):
+        meta, stats, data = shared
+        return measure(meta, stats, episode(data, item))
+
+    def run(meta, stats, shared, items):
+        return map_over_tasks(task, items, (meta, stats, shared), mesh, at_once)
+
+    compiled = jax.jit(run, out_shardings=NamedSharding(mesh, REPLICATED))
+
+    def measured(meta: MetaParams, stats: Stats, shared, items):
+        tasks = len(jax.tree.leaves(items)[0])
+        group = mesh.size * at_once
+        filled = np.minimum(np.arange(-(-tasks // group) * group), tasks - 1)
+        found = compiled(meta, stats, shared, jax.tree.map(lambda x: x[filled], items))
+        return jax.tree.map(lambda x: np.asarray(x)[:tasks], found)
+
+    return measured
+
+
 def make_predict(
     learner: Learner,
     episode: Callable[[Any, Any], Any],
@@ -50,10 +88,9 @@ def make_predict(
       episode: (shared, item) -> Episode, without augmentation.
       steps: inner steps taken.
       points: after how many of them to predict; all of 0 .. steps by default.
-      at_once: tasks that a device adapts at once.
+      mesh, at_once: see `make_measure`.
     Returns:
-      predict(meta, stats, shared, items [tasks, ...]) -> Predictions. Any number of
-      tasks: the last group is filled up with copies, which are cut off again.
+      predict(meta, stats, shared, items [tasks, ...]) -> Predictions.
     Raises:
       ValueError: a point outside 0 .. steps.
     """
@@ -61,32 +98,18 @@ def make_predict(
     if not points or min(points) < 0 or max(points) > steps:
         raise ValueError(f"`points` ({list(points)}) must lie in 0 .. {steps}")
 
-    def task(shared, item):
-        meta, stats, data = shared
-        support, query = episode(data, item)
+    def outputs(meta, stats, episode):
+        support, query = episode
         # Nothing differentiates through this adaptation, so nothing is stored for it.
         adapted = learner.adapt(meta, stats, constant(support), steps, first_order=True)
 
         def at_point(t: Array) -> Array:
             return learner.predict(adapted, t, query.inputs, phase="test")[0]
 
-        return jax.lax.map(at_point, jnp.asarray(points)), query.targets
+        found = jax.lax.map(at_point, jnp.asarray(points))
+        return Predictions(found, query.targets)  # pyright: ignore  (on the host later)
 
-    def run(meta, stats, shared, items):
-        return map_over_tasks(task, items, (meta, stats, shared), mesh, at_once)
-
-    compiled = jax.jit(run, out_shardings=NamedSharding(mesh, REPLICATED))
-
-    def predict(meta: MetaParams, stats: Stats, shared, items) -> Predictions:
-        tasks = len(jax.tree.leaves(items)[0])
-        group = mesh.size * at_once
-        filled = np.minimum(np.arange(-(-tasks // group) * group), tasks - 1)
-        outputs, targets = compiled(
-            meta, stats, shared, jax.tree.map(lambda x: x[filled], items)
-        )
-        return Predictions(np.asarray(outputs)[:tasks], np.asarray(targets)[:tasks])
-
-    return predict
+    return make_measure(outputs, episode, mesh=mesh, at_once=at_once)
 
 
 def task_accuracies(predictions: Predictions) -> np.ndarray:

@@ -94,6 +94,20 @@ def test_seeds_side_by_side_are_the_runs_of_each_seed():
         np.testing.assert_allclose(both[4 * i : 4 * i + 4], expected, atol=1e-5)
 
 
+def test_measures_of_seeds_follow_each_other_on_the_same_tasks():
+    experiment = build(small(seeds=2))
+    state = experiment.init(3)
+
+    def seen(meta, stats, episode):
+        return meta.params["head/kernel"][0], episode.support.inputs
+
+    head, inputs = experiment.measure(state.meta, state.stats, "train", 3, seen)
+    kernels = np.asarray(state.meta.params["head/kernel"])[:, 0]
+    np.testing.assert_array_equal(head, np.repeat(kernels, 3, axis=0))
+    np.testing.assert_array_equal(inputs[:3], inputs[3:])
+    assert np.ptp(inputs[:3, 0]) > 0
+
+
 @pytest.mark.parametrize(
     ("key", "bad", "message"),
     [

@@ -40,6 +40,9 @@ class Experiment(NamedTuple):
     predict(meta, stats, split, tasks, points=None, seed=0) -> Predictions on the first
       `tasks` fixed evaluation tasks of "val" or "test", after `points` inner steps
       (by default those of the field `points`).
+    measure(meta, stats, split, tasks, of, seed=0) -> what `of(meta, stats, episode)`
+      returns for each of those tasks, stacked; "train" has fixed tasks for it, too.
+      None where a task is no episode.
     scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`.
     seeds: runs that train side by side; their predictions follow each other in the
       tasks axis, each on the same tasks.
@@ -62,3 +65,4 @@ class Experiment(NamedTuple):
     protocol: str
     facts: dict[str, Any]
     seeds: int = 1
+    measure: Callable[..., Any] | None = None

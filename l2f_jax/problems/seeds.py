@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2f_jax.evaluation import Predictions
 from l2f_jax.outer import TrainState
 from l2f_jax.tree import at
 
@@ -43,15 +42,13 @@ def update_side_by_side(update: Callable) -> Callable:
     return step
 
 
-def predict_side_by_side(predict: Callable, seeds: int) -> Callable[..., Predictions]:
-    """Return the predictions of seed after seed, each on the same tasks."""
+def judge_side_by_side(judge: Callable, seeds: int) -> Callable:
+    """Return what `judge` finds of seed after seed, each on the same tasks."""
 
-    def predictions(meta, stats, *arguments, **options) -> Predictions:
-        made = [
-            predict(*at((meta, stats), i), *arguments, **options) for i in range(seeds)
+    def judged(meta, stats, *arguments, **options):
+        found = [
+            judge(*at((meta, stats), i), *arguments, **options) for i in range(seeds)
         ]
-        return Predictions(
-            *(np.concatenate(parts) for parts in zip(*made, strict=True))
-        )
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
-    return predictions
+    return judged

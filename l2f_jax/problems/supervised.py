@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2f_jax import backend, recipes
-from l2f_jax.evaluation import Predictions, make_predict
+from l2f_jax.evaluation import Predictions, make_measure, make_predict
 from l2f_jax.losses import Criterion, supervised
 from l2f_jax.objectives import multi_step_loss, multi_step_weights, query_loss
 from l2f_jax.outer import (
@@ -24,7 +24,7 @@ from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.seeds import (
     init_side_by_side,
-    predict_side_by_side,
+    judge_side_by_side,
     update_side_by_side,
 )
 from l2f_jax.transforms import attenuate, everything, identity, is_not_norm
@@ -69,6 +69,7 @@ class Runs(NamedTuple):
     init: Callable[[int], TrainState]
     update: Callable[[TrainState, int, int], tuple[TrainState, dict[str, Any]]]
     predict: Callable[..., Predictions]
+    measure: Callable[..., Any]
 
 
 def method(
@@ -171,10 +172,23 @@ def run(
         compiled = predictor(split, tuple(points))
         return compiled(meta, stats, held.shared, held.fixed_items(seed, tasks))
 
+    @functools.cache
+    def measurer(split: str, of: Callable):
+        episode = feed(split).fixed_episode
+        return make_measure(of, episode, mesh=mesh, at_once=at_once)
+
+    def measure(meta, stats, split: str, tasks: int, of: Callable, seed: int = 0):
+        held = feed(split)
+        compiled = measurer(split, of)
+        return compiled(meta, stats, held.shared, held.fixed_items(seed, tasks))
+
     if seeds == 1:
-        return Runs(init, update, predict)
+        return Runs(init, update, predict, measure)
     return Runs(
-        init_side_by_side(init, seeds), update, predict_side_by_side(predict, seeds)
+        init_side_by_side(init, seeds),
+        update,
+        judge_side_by_side(predict, seeds),
+        judge_side_by_side(measure, seeds),
     )
 
 
