@@ -13,7 +13,7 @@ LAYERS = [
     {"transforms", "inner"},
     {"learners"},
     {"recipes", "objectives"},
-    {"outer", "evaluation", "checkpoint", "interop"},
+    {"outer", "evaluation", "analysis", "checkpoint", "interop"},
     {"rl"},
     {"problems"},
 ]
