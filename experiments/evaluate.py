@@ -47,7 +47,10 @@ def read_config(run: Path) -> ConfigDict:
     path = run / "run.json"
     if not path.is_file():
         raise ValueError(f"{run} is not a run directory: it has no run.json")
-    return ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    try:
+        return ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a run") from error
 
 
 def evaluate(

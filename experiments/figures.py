@@ -1,0 +1,149 @@
+"""The paper's figures, from the checkpoints of complete runs.
+
+    python experiments/figures.py --figure=3 runs/icons/maml runs/icons/l2f
+    python experiments/figures.py --figure=3d runs/icons/l2f --out=gammas.png
+
+Draws a figure with all its panels, or one panel alone; the numbers go beside the
+picture, as JSON. Panels over training take the start and every checkpoint that is
+there: train with --config.training.keep_every=1 for one of each epoch.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from experiments import launch, panels, plots
+from experiments.evaluate import read_config
+from experiments.recording import environment, write_json
+from experiments.train import differences
+
+FORMATS = (".png", ".pdf", ".svg")
+IMAGES = "classification"
+
+
+class Panel(NamedTuple):
+    """A panel of a figure.
+
+    problem: whose runs it shows;  gammas: whether one of them must generate gammas.
+    measure: (run, tasks) -> numbers, see `panels`; panels may share a measure.
+    draw: ({name of a run: its numbers}, axes).
+    """
+
+    title: str
+    problem: str
+    measure: Callable[[panels.Run, int], dict[str, Any]]
+    draw: Callable[[dict[str, Any], Any], None]
+    gammas: bool = False
+
+
+FIGURES = {
+    "2a": Panel("loss", IMAGES, panels.landscapes, plots.loss_variation),
+    "2b": Panel("gradient", IMAGES, panels.landscapes, plots.gradient_difference),
+    "2c": Panel("smoothness", IMAGES, panels.landscapes, plots.smoothness),
+    "3a": Panel("conflict by layer", IMAGES, panels.conflicts, plots.layer_conflicts),
+    "3b": Panel("attenuation by hand", IMAGES, panels.attenuations, plots.attenuations),
+    "3c": Panel("conflict by task", IMAGES, panels.conflicts, plots.task_conflicts),
+    "3d": Panel("γ by task", IMAGES, panels.generated, plots.gammas, gammas=True),
+}
+
+
+def chosen_panels(figure: str) -> dict[str, Panel]:
+    """Return the panels of a figure ("3"), or the one that is named ("3d").
+
+    Raises ValueError for a figure that is not there.
+    """
+    chosen = {name: p for name, p in FIGURES.items() if figure in (name, name[:-1])}
+    if not chosen:
+        figures = sorted({name[:-1] for name in FIGURES})
+        raise ValueError(
+            f"--figure ({figure!r}) must be one of {', '.join([*figures, *FIGURES])}"
+        )
+    return chosen
+
+
+def check_runs(chosen: dict[str, Panel], configs: dict[Path, ConfigDict]) -> None:
+    """Raise ValueError unless every panel can show the runs, side by side."""
+    for name, panel in chosen.items():
+        for run, config in configs.items():
+            if config.problem != panel.problem:
+                raise ValueError(
+                    f"{run} is a run of {config.problem}; figure {name} shows runs of "
+                    f"{panel.problem}"
+                )
+        transforms = {config.transform.name for config in configs.values()}
+        if panel.gammas and transforms == {"identity"}:
+            raise ValueError(
+                f"figure {name} shows gammas, but `transform.name` is 'identity' in "
+                f"{', '.join(map(str, configs))}"
+            )
+    first, *others = configs
+    for run in others:
+        pair = (configs[x].get("data", ConfigDict()).to_dict() for x in (first, run))
+        for key, a, b in differences(*pair):
+            raise ValueError(
+                f"{first} and {run} have different tasks: data.{key} is {a!r} and {b!r}"
+            )
+
+
+def measured(
+    chosen: dict[str, Panel], runs: Sequence[panels.Run], tasks: int
+) -> dict[str, dict[str, Any]]:
+    """Return {name of a run: {name of a measure: numbers}}, each measured once."""
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    measures = dict.fromkeys(panel.measure for panel in chosen.values())
+    return {
+        name: {measure.__name__: measure(run, tasks) for measure in measures}
+        for name, run in zip(names, runs, strict=True)
+    }
+
+
+def draw(
+    chosen: dict[str, Panel], numbers: dict[str, dict[str, Any]], path: Path
+) -> None:
+    """Write the picture of what was measured."""
+    with plots.grid(len(chosen), path) as grid:
+        for axes, (name, panel) in zip(grid, chosen.items(), strict=True):
+            key = panel.measure.__name__
+            panel.draw({run: found[key] for run, found in numbers.items()}, axes)
+            axes.set_title(f"({name[-1]}) {panel.title}", loc="left")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--figure", required=True, help=", ".join(FIGURES))
+    parser.add_argument("--out", type=Path, help="the picture; by default in RUN")
+    parser.add_argument("--tasks", type=int, default=100, help="to measure; 100")
+    options = parser.parse_args()
+    chosen = chosen_panels(options.figure)
+    out = options.out or options.runs[0] / f"figure_{options.figure}.png"
+    if options.tasks < 2:
+        raise ValueError(f"--tasks ({options.tasks}) must be at least 2")
+    configs = {run: read_config(run) for run in options.runs}
+    if out.suffix not in FORMATS or not out.parent.is_dir():
+        raise ValueError(
+            f"--out ({out}) must be a file in a folder that exists, named "
+            f"*{' or *'.join(FORMATS)}"
+        )
+    check_runs(chosen, configs)
+    training = [config.training for config in configs.values()]
+    tasks = math.gcd(*[section.tasks for section in training])
+    launch.set_up(training[0].cpu_devices, tasks)
+    runs = [panels.load(run, config) for run, config in configs.items()]
+    numbers = measured(chosen, runs, options.tasks)
+    content = {"figure": options.figure, "tasks": options.tasks, "runs": numbers}
+    write_json(out.with_suffix(".json"), {**content, **environment()})
+    draw(chosen, numbers, out)
+    print(f"figure: {out}; numbers: {out.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    launch.guard(main)

@@ -1,0 +1,175 @@
+"""The numbers that the paper's figures show, measured on the checkpoints of a run.
+
+Each measure takes a run and a number of tasks and returns what JSON can hold.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from l2f_jax.analysis import (
+    attenuate_tensor,
+    conflict,
+    gammas,
+    inner_landscape,
+    update_direction,
+)
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.evaluation import interval
+from l2f_jax.losses import cross_entropy
+from l2f_jax.objectives import query_loss
+from l2f_jax.outer import TrainState
+from l2f_jax.problems import Experiment, build
+from l2f_jax.scopes import Scope, scope_of
+from l2f_jax.transforms import is_not_norm
+from l2f_jax.tree import split
+from l2f_jax.types import MetaParams, Params
+
+RATES = np.geomspace(0.5, 4, 7)  # step sizes of a landscape, relative to learner.lr
+GAMMAS = (0.1, 0.25, 0.5, 0.75)  # attenuations by hand, besides none
+BATCH = (
+    4  # tasks whose directions are summed, as in a meta-update; the same for all runs
+)
+
+
+class Run(NamedTuple):
+    """A complete run: its directory, config and experiment."""
+
+    path: Path
+    config: ConfigDict
+    experiment: Experiment
+
+
+def load(path: Path, config: ConfigDict) -> Run:
+    """Build a run from its config; raise ValueError unless it is complete."""
+    experiment, folder, step = build(config), path / "checkpoints", 0
+    if folder.is_dir():
+        with Checkpoints(folder, read_only=True) as saved:
+            step = saved.latest or 0
+    if step < experiment.schedule.iterations:
+        raise ValueError(
+            f"{path} is unfinished: its last checkpoint is of step {step} of "
+            f"{experiment.schedule.iterations}"
+        )
+    return Run(path, config, experiment)
+
+
+def checkpoints(run: Run) -> Iterator[TrainState]:
+    """Yield the start of a run and all its checkpoints, in order."""
+    start = run.experiment.init(run.config.seed)
+    yield start
+    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
+        for step in saved.steps:
+            yield saved.restore(step, start)[0]
+
+
+def last(run: Run) -> TrainState:
+    """Return the last checkpoint of a run."""
+    start = run.experiment.init(run.config.seed)
+    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
+        return saved.restore(saved.steps[-1], start)[0]
+
+
+def landscapes(run: Run, tasks: int) -> dict[str, Any]:
+    """Measure the inner loss landscape over training, on training tasks (Figure 2).
+
+    loss [nats], difference: [smallest, largest] over the step sizes `rates`;
+    smoothness: the effective beta. All are means over inner steps and tasks.
+    """
+    experiment, rates = run.experiment, run.config.learner.lr * RATES
+    of = inner_landscape(experiment.learner, steps=experiment.steps, rates=rates)
+    rows = []
+    for state in checkpoints(run):
+        found = experiment.measure(state.meta, state.stats, "train", tasks, of)
+        smoothness = float(found.smoothness.mean())
+        ranges = _range(found.loss), _range(found.difference)
+        rows.append((int(state.step), *ranges, smoothness))
+    names = ("step", "loss", "difference", "smoothness")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return {"rates": rates.tolist(), **columns}
+
+
+def conflicts(run: Run, tasks: int) -> dict[str, Any]:
+    """Measure the degree of conflict over training, of training tasks in batches.
+
+    layers: of each tensor outside norm layers, mean over tasks (Figure 3a).
+    by_task: of all of theta, at the last checkpoint (Figure 3c).
+    In rad; by the exact meta-gradient, also for a run trained with first order.
+    """
+    if tasks % BATCH:
+        raise ValueError(
+            f"--tasks ({tasks}) must be a multiple of {BATCH} for conflict"
+        )
+    experiment = run.experiment
+    objective = query_loss(experiment.learner, cross_entropy, steps=experiment.steps)
+    of, steps, by_layer, by_task = update_direction(objective), [], [], np.zeros(0)
+    for state in checkpoints(run):
+        u = experiment.measure(state.meta, state.stats, "train", tasks, of)
+        by_task = _in_batches(scope_of(state.meta.params, "network"), u)[:, 0]
+        layers = scope_of(_layers(state.meta), "layer")
+        by_layer.append(_in_batches(layers, u).mean(0))
+        steps.append(int(state.step))
+    columns = np.transpose(by_layer).tolist()
+    return {
+        "step": steps,
+        "batch": BATCH,
+        "layers": dict(zip(_layers(state.meta), columns, strict=True)),
+        "by_task": by_task.tolist(),
+    }
+
+
+def attenuations(run: Run, tasks: int) -> dict[str, Any]:
+    """Test the last checkpoint with one layer at a time attenuated by hand (Figure 3b).
+
+    layers: for each of `gamma`, accuracy on test tasks and the half of its interval.
+    """
+    experiment, state = run.experiment, last(run)
+
+    def accuracy(meta: MetaParams) -> tuple[float, float]:
+        points = (experiment.steps,)
+        predictions = experiment.predict(meta, state.stats, "test", tasks, points)
+        found = interval(experiment.scores(predictions)["accuracy"][:, 0])
+        return found.mean, found.half
+
+    def by_hand(path: str) -> list[tuple[float, float]]:
+        return [accuracy(attenuate_tensor(state.meta, path, gamma)) for gamma in GAMMAS]
+
+    untouched = accuracy(state.meta)
+    layers = {path: [*by_hand(path), untouched] for path in _layers(state.meta)}
+    return {"gamma": [*GAMMAS, 1.0], "layers": layers}
+
+
+def generated(run: Run, tasks: int) -> dict[str, Any]:
+    """Generate gammas for test tasks by the last checkpoint (Figure 3d).
+
+    layers: each task's gamma; the mean of them where a tensor has several. Empty where
+    nothing is attenuated.
+    """
+    experiment, state = run.experiment, last(run)
+    of = gammas(experiment.learner)
+    found = experiment.measure(state.meta, state.stats, "test", tasks, of)
+    means = {path: x.reshape(tasks, -1).mean(1) for path, x in found.items()}
+    return {"layers": {path: means[path].tolist() for path in sorted(means)}}
+
+
+def _layers(meta: MetaParams) -> Params:
+    """Return what the figures call layers: the tensors outside norm layers."""
+    return split(meta.params, is_not_norm)[0]
+
+
+def _in_batches(scope: Scope, directions: Params) -> np.ndarray:
+    """Return the conflicts of tasks in batches of their own, [tasks, scope.size]."""
+    batches = {
+        path: u.reshape(-1, BATCH, *u.shape[1:]) for path, u in directions.items()
+    }
+    found = jax.vmap(lambda u: conflict(scope, u))(batches)
+    return np.asarray(found).reshape(-1, scope.size)
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    """Return the least and the largest over the last axis, each a mean of the rest."""
+    return float(values.min(-1).mean()), float(values.max(-1).mean())
