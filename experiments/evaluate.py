@@ -42,15 +42,30 @@ class Evaluation(NamedTuple):
     checkpoints: dict[str, list[int]]
 
 
-def read_config(run: Path) -> ConfigDict:
-    """Return the config that a run was trained with."""
+def read_record(run: Path) -> dict[str, Any]:
+    """Return run.json: the config that a run was trained with, its data and machine."""
     path = run / "run.json"
     if not path.is_file():
         raise ValueError(f"{run} is not a run directory: it has no run.json")
     try:
-        return ConfigDict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the record of a run") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = "problem" in record["config"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is not the record of a run")
+    return record
+
+
+def read_config(run: Path) -> ConfigDict:
+    """Return the config that a run was trained with."""
+    return ConfigDict(read_record(run)["config"])
+
+
+def set_up(runs: Sequence[Path]) -> None:
+    """Set up the devices so that the tasks of every run divide among them."""
+    training = [read_config(run).training for run in runs]
+    launch.set_up(training[0].cpu_devices, math.gcd(*[t.tasks for t in training]))
 
 
 def evaluate(
@@ -180,9 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tasks is not None and options.tasks < 1:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 1")
-    training = [read_config(run).training for run in options.runs]
-    tasks = math.gcd(*[section.tasks for section in training])
-    launch.set_up(training[0].cpu_devices, tasks)
+    set_up(options.runs)
     evaluations = []
     for run in options.runs:
         evaluations.append(evaluate(run, options.split, options.tasks, options.bank))

@@ -9,7 +9,6 @@ there: train with --config.training.keep_every=1 for one of each epoch.
 """
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import launch, panels, plots
-from experiments.evaluate import read_config
+from experiments.evaluate import read_config, set_up
 from experiments.recording import environment, write_json
 from experiments.train import differences
 
@@ -134,9 +133,7 @@ def main() -> None:
             f"*{' or *'.join(FORMATS)}"
         )
     check_runs(chosen, configs)
-    training = [config.training for config in configs.values()]
-    tasks = math.gcd(*[section.tasks for section in training])
-    launch.set_up(training[0].cpu_devices, tasks)
+    set_up(options.runs)
     runs = [panels.load(run, config) for run, config in configs.items()]
     numbers = measured(chosen, runs, options.tasks)
     content = {"figure": options.figure, "tasks": options.tasks, "runs": numbers}

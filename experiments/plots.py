@@ -1,7 +1,7 @@
 """Figures of runs: learning curves, adaptation, and panels of the paper's figures."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -13,50 +13,61 @@ import numpy as np
 matplotlib.use("Agg")  # before pyplot: no display needed
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import MaxNLocator
 
 from experiments.evaluate import Evaluation
 from experiments.recording import read_metrics
-from l2f_jax.evaluation import interval
+from l2f_jax.evaluation import Interval, interval
 from l2f_jax.problems import Score
 
 
-def learning_curves(runs: Sequence[Path], score: Score, axes: plt.Axes) -> None:
-    """Draw validation score against meta-iteration, a line per run."""
+def learning_curves(runs: Mapping[str, Path], score: Score, axes: plt.Axes) -> None:
+    """Draw validation score against meta-iteration, a line per name and directory."""
     key, scale = f"validation/{score.name}", 100 if score.percent else 1
-    for run in runs:
+    for name, run in runs.items():
         records = [r for r in read_metrics(run) if key in r]
         values = [scale * r[key] for r in records]
-        axes.plot([r["step"] for r in records], values, marker=".", label=run.name)
-    axes.set(xlabel="meta-iteration", ylabel=f"validation {_label(score)}")
+        axes.plot([r["step"] for r in records], values, marker=".", label=name)
+    axes.set(xlabel="meta-iteration", ylabel=f"validation {label(score)}")
     axes.legend(frameon=False)
 
 
-def adaptation(evaluations: Sequence[Evaluation], axes: plt.Axes) -> None:
-    """Draw the last checkpoints' scores against inner steps, with 95 % intervals."""
-    for evaluation in evaluations:
-        scale = 100 if evaluation.score.percent else 1
-        points = [interval(column) for column in evaluation.scores["last"].T]
+def adaptation(
+    runs: Mapping[str, tuple[Sequence[int], Sequence[Interval]]],
+    score: Score,
+    split: str,
+    axes: plt.Axes,
+) -> None:
+    """Draw scores against inner steps with 95 % intervals: name -> (steps, scores)."""
+    scale = 100 if score.percent else 1
+    for name, (points, scores) in runs.items():
         axes.errorbar(
-            evaluation.points,
-            [scale * p.mean for p in points],
-            [scale * p.half for p in points],
+            points,
+            [scale * s.mean for s in scores],
+            [scale * s.half for s in scores],
             marker=".",
             capsize=3,
-            label=evaluation.run.name,
+            label=name,
         )
-    first = evaluations[0]
-    axes.set(xlabel="inner steps", ylabel=f"{first.split} {_label(first.score)}")
+    axes.set(xlabel="inner steps", ylabel=f"{split} {label(score)}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _label(score: Score) -> str:
+def label(score: Score) -> str:
+    """Name a score with its unit."""
     return f"{score.name} (%)" if score.percent else score.name
 
 
 def comparison(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write one figure with both panels."""
+    """Write one figure with both panels, for the last checkpoint of each run."""
+    score, split = evaluations[0].score, evaluations[0].split
+    last = {
+        e.run.name: (e.points, [interval(column) for column in e.scores["last"].T])
+        for e in evaluations
+    }
     with grid(2, path) as (left, right):
-        learning_curves([e.run for e in evaluations], evaluations[0].score, left)
-        adaptation(evaluations, right)
+        learning_curves({e.run.name: e.run for e in evaluations}, score, left)
+        adaptation(last, score, split, right)
 
 
 @contextmanager
@@ -71,11 +82,38 @@ def grid(panels: int, path: Path) -> Iterator[list[plt.Axes]]:
     yield list(axes.flat[:panels])
     for unused in axes.flat[panels:]:
         unused.set_axis_off()
-    for used in axes.flat[:panels]:
-        used.spines[["top", "right"]].set_visible(False)
-        used.grid(alpha=0.3)
+    plain(*axes.flat[:panels])
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def plain(*panels: plt.Axes) -> None:
+    """Leave out the box around each panel, and rule it lightly."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+
+
+def spreads(
+    found: Mapping[str, Mapping[str, np.ndarray]], rows: Sequence[str], axes: plt.Axes
+) -> None:
+    """Draw how numbers spread: name -> row -> numbers of any shape.
+
+    A bar covers the middle half of them, a line all; a tick marks the median.
+    """
+    for i, (name, numbers) in enumerate(found.items()):
+        for row in numbers.keys() & {*rows}:
+            y = rows.index(row) + (i + 0.5) / len(found) - 0.5
+            low, first, middle, third, high = np.quantile(
+                numbers[row], (0, 0.25, 0.5, 0.75, 1)
+            )
+            axes.plot([low, high], [y, y], f"C{i}-", linewidth=1)
+            axes.plot([first, third], [y, y], f"C{i}-", linewidth=4, alpha=0.6)
+            axes.plot([middle], [y], f"C{i}|", markersize=9)
+        axes.plot([], [], f"C{i}-", label=name)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 
 
 STYLES = ("-", "--", ":", "-.")

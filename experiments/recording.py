@@ -37,11 +37,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_text(path: Path, content: str) -> None:
     """Write a file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file completely or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 class Recorder:
@@ -125,6 +130,4 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 def _drop_after(path: Path, step: int) -> None:
     kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
     if path.exists():
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), "utf-8")
-        os.replace(partial, path)
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))

@@ -86,6 +86,11 @@ def protocol(model: Section) -> str:
     return PROTOCOLS[_norm(model.get("norm", {})).mode]
 
 
+def open_bank(bank: str, icons_split: str) -> ImageBank:
+    """Return the data set of `data.bank` and `data.icons_split`."""
+    return embedded_icons(icons_split) if bank == "icons" else load_bank(bank)
+
+
 def normalising(
     mean: Sequence[float],
     std: Sequence[float],
@@ -112,7 +117,7 @@ def _feed(
     mesh,
 ) -> tuple[ImageBank, Callable[[str], Feed]]:
     """Return the bank, and split -> Feed, opened when first asked for."""
-    images = embedded_icons(icons_split) if bank == "icons" else load_bank(bank)
+    images = open_bank(bank, icons_split)
     preprocess = normalising(mean, std, images.provenance, augment)
 
     @functools.cache

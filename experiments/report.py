@@ -1,0 +1,174 @@
+"""Write one page about trained runs: their scores, curves, episodes and settings.
+
+    python experiments/report.py runs/icons/l2f runs/icons/maml --out=report.html
+
+Differences are from the first run, on the same test tasks. Scores are those that
+evaluate.py wrote; where it has not judged the newest checkpoint, this does. The page
+needs no other file and no network; report.md beside it says the same in Markdown.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import launch, page, plots, samples, setting
+from experiments.evaluate import set_up
+from experiments.page import Block, Section, Table, Text
+from experiments.recording import write_text
+from experiments.runs import Run, gammas, is_attenuated, open_runs
+from l2f_jax.evaluation import Interval, paired
+
+EPISODES = 2  # that are drawn
+
+
+def sections(runs: Sequence[Run], split: str) -> Iterator[Section]:
+    """Yield the parts of a report that apply to these runs."""
+    yield Section("Runs", [*setting.introduction(runs), *setting.settings(runs)])
+    yield Section(f"{split.capitalize()} scores", list(scores(runs, split)))
+    yield Section("Curves", [curves(runs, split)])
+    found = {run.name: gammas(run, split) for run in runs if is_attenuated(run)}
+    if found:
+        yield Section("Gammas", list(attenuation(found, split)))
+    if runs[0].config["problem"] == "classification":
+        yield Section("Sample episodes", list(episodes(runs, split)))
+    yield Section("Environment", list(setting.surroundings(runs)))
+
+
+def scores(runs: Sequence[Run], split: str) -> Iterator[Block]:
+    """Show each run's scores, and their differences from the first run's."""
+    first, score = runs[0], runs[0].experiment.score
+    yield Text(
+        f"Mean {score.name} over the same {first.scores()[0].tasks} {split} tasks and "
+        "its 95 % interval. Best is by validation; an ensemble averages the outputs of "
+        "the best. Differences are taken task by task."
+    )
+    head = ["run", "checkpoint", "inner steps", plots.label(score)]
+    head += [f"difference from {first.name}"] * (len(runs) > 1)
+    rows = []
+    for run in runs:
+        for name, found in run.evaluation["results"].items():
+            steps = ", ".join(map(str, found["steps"]))
+            row = [run.name, f"{name} (step {steps})", str(run.points[-1])]
+            row += [_number(run, run.scores(name)[-1]), _gap(run, first, name)]
+            rows.append(row[: len(head)])
+    yield Table(head, rows, names=2)
+    yield Text("The last checkpoints, after each number of inner steps:")
+    points = sorted({point for run in runs for point in run.points})
+    rows = [[run.name, *_by_point(run, points)] for run in runs]
+    yield Table(["run", *map(str, points)], rows)
+
+
+def _number(run: Run, value: Interval) -> str:
+    return run.experiment.score.text(value).replace("+-", "±").replace("-", "−")
+
+
+def _gap(run: Run, first: Run, checkpoint: str) -> str:
+    """Write the difference from the first run, if there is one."""
+    other = first.evaluation["results"].get(checkpoint)
+    if run is first or other is None:
+        return ""
+    own = run.evaluation["results"][checkpoint]["tasks"]
+    return _number(run, paired(np.array(own), np.array(other["tasks"])))
+
+
+def _by_point(run: Run, points: Sequence[int]) -> Iterator[str]:
+    known = dict(zip(run.points, run.scores(), strict=True))
+    for point in points:
+        yield _number(run, known[point]) if point in known else ""
+
+
+def curves(runs: Sequence[Run], split: str) -> Block:
+    """Draw validation during training, and the scores against inner steps."""
+    score = runs[0].experiment.score
+    with page.drawing():
+        figure = Figure(figsize=(8, 3.3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        plots.learning_curves({run.name: run.path for run in runs}, score, left)
+        last = {run.name: (run.points, run.scores()) for run in runs}
+        plots.adaptation(last, score, split, right)
+        plots.plain(left, right)
+        return page.picture(
+            "curves",
+            figure,
+            f"Left: validation {score.name} during training. Right: {split} "
+            f"{score.name} of the last checkpoints after each inner step, with 95 % "
+            "intervals over tasks.",
+        )
+
+
+def attenuation(
+    found: Mapping[str, dict[str, np.ndarray]], split: str
+) -> Iterator[Block]:
+    """Show how the gammas of each tensor spread: run -> path -> [tasks, ...]."""
+    paths = list(dict.fromkeys(path for tensors in found.values() for path in tensors))
+    with page.drawing():
+        height = 0.8 + 0.28 * len(paths) * len(found)
+        figure = Figure(figsize=(8, height), layout="constrained")
+        axes = figure.subplots()
+        plots.spreads(found, paths, axes)
+        plots.plain(axes)
+        axes.set(xlabel="gamma")
+        yield page.picture(
+            "gammas",
+            figure,
+            f"What the last checkpoints multiply each tensor of theta by, over the "
+            f"{split} tasks: median, the middle half (bar) and all (line).",
+        )
+    rows = [
+        [p, *(_spread(tensors.get(p)) for tensors in found.values())] for p in paths
+    ]
+    yield Table(["mean (least .. most)", *found], rows)
+
+
+def _spread(values: np.ndarray | None) -> str:
+    if values is None:
+        return ""
+    return f"{values.mean():.3f} ({values.min():.3f} .. {values.max():.3f})"
+
+
+def episodes(runs: Sequence[Run], split: str) -> Iterator[Block]:
+    """Draw the first episodes of the split with the runs' labels."""
+    yield Text(
+        f"The first {EPISODES} {split} tasks, not chosen ones. Each row is a class: "
+        "support images to the left, query images to the right; below them, the class "
+        "that the last checkpoint of each run puts them in."
+    )
+    for i, sample in enumerate(samples.samples(runs, split, EPISODES)):
+        right = ", ".join(
+            f"{name} {samples.hits(labels)} of {labels.size}"
+            for name, labels in sample.predicted.items()
+        )
+        with page.drawing():
+            yield page.picture(
+                f"episode_{i + 1}",
+                samples.draw(sample),
+                f"Task {i + 1}. Labelled rightly, of all its query images: {right}.",
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN")
+    add("--out", type=Path, default=Path("report.html"), help="the page")
+    add("--split", choices=("val", "test"), default="test")
+    add("--bank", help="the data set's folder, if it has moved")
+    options = parser.parse_args()
+    out = options.out
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise ValueError(f"--out ({out}) must be a .html file in a folder that exists")
+    set_up(options.runs)
+    runs = open_runs(options.runs, options.split, options.bank)
+    name, parts = setting.title(runs), list(sections(runs, options.split))
+    write_text(out, page.to_html(name, parts))
+    write_text(out.with_suffix(".md"), page.to_markdown(name, parts))
+    print(f"{out} and {out.with_suffix('.md').name}: {len(runs)} runs")
+
+
+if __name__ == "__main__":
+    launch.guard(main)
