@@ -1,5 +1,6 @@
-"""What every test runs under: no silent promotion, and compiled programs kept."""
+"""What every test runs under: no silent promotion, and programs compiled fast."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -20,6 +21,17 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # Most of a test's time is compilation, and tiny programs gain nothing from the
+    # optimisations that take half of it. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Forget compiled programs after each module; they are gigabytes in the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -342,7 +342,7 @@ def test_two_processes_save_together_and_one_restores(tmp_path):
         port = free.getsockname()[1]
     processes = [start("save_together", tmp_path, port, i) for i in range(2)]
     try:
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+        assert [process.wait(timeout=600) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

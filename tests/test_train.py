@@ -93,7 +93,7 @@ def test_sigterm_saves_first(tmp_path):
     with launch(tmp_path / "run", long, endless) as process:
         wait_for_step(tmp_path / "run", 3, process)
         process.send_signal(signal.SIGTERM)
-        _, message = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert "interrupted at" in message
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as saved:
