@@ -185,7 +185,16 @@ CASES = {
 OF_PARAMS = ("network", "per_step_norm", "adapt_norm", "conv_bias", "pooling")
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+SLOW = ("l2f resnet12 multi-step",)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, case in CASES.items()
+    ],
+)
 def test_meta_gradient_equals_the_independent_program(options):
     rng = np.random.default_rng(0)
     shape = {k: v for k, v in options.items() if k in OF_PARAMS}
