@@ -16,7 +16,8 @@ import numpy as np
 from experiments import launch
 from experiments.recording import write_json
 from l2f_jax.data.own_images import find_images, read_classes, read_image
-from l2f_jax.problems.predictor import CHECKPOINTS, Predictor, load_predictor
+from l2f_jax.problems.predictor import Predictor, load_predictor
+from l2f_jax.problems.saved import CHECKPOINTS
 
 SHOWN = 5  # classes of an image that are printed
 

@@ -1,99 +1,35 @@
 """The paper's tables: train what is missing, test all on the same tasks, print.
 
-    python experiments/tables.py --table=7 --run=runs/table_7
+    python experiments/tables.py --table=4 --data=cifar_fs --budget=10000 --run=runs/t
     python experiments/tables.py --table=7 --run=runs/table_7 --cells='one_step/*'
 
-Each cell is a run in a directory of its own below --run, which goes on where it was
-interrupted; --cells trains and prints some of them, and --print_only trains none. The
-table also goes to table.md and table.json there.
+Each cell is a run, or one of each seed, in a directory of its own below --run, which
+goes on where it was interrupted; tables that share --run share their cells. Started
+several times at once, on one machine, the programs take turns: each trains a cell that
+no other has. --cells trains and prints some of them, and --print_only trains none. The
+table also goes to table_<name>.md and .json there.
 """
 
 import argparse
 import fnmatch
-import importlib
+import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
+from configs.tables import TABLES, Cell
 from experiments import launch
-from experiments.evaluate import by_task, read_config
-from experiments.recording import environment, write_json
-from experiments.train import train
-from l2f_jax.checkpoint import Checkpoints
+from experiments.cells import Result, judge, members, resize, train_missing
+from experiments.recording import environment, write_json, write_text
 from l2f_jax.evaluation import interval, paired
-from l2f_jax.problems import build
-
-
-class Cell(NamedTuple):
-    """A row of a table: a run, and what the paper reports for it.
-
-    against: the cell whose scores on the same tasks are subtracted; "" for none.
-    paper: inner steps -> score.
-    """
-
-    name: str
-    config: ConfigDict
-    against: str
-    paper: dict[int, float]
-
-
-PAPER_7 = {
-    ("maml", "k5"): (1.2247, 1.0268, 0.8995),
-    ("maml", "k10"): (0.9884, 0.6192, 0.4072),
-    ("maml", "k20"): (0.6144, 0.3346, 0.1817),
-    ("l2f", "k5"): (1.0537, 0.8426, 0.7096),
-    ("l2f", "k10"): (0.8069, 0.5317, 0.3696),
-    ("l2f", "k20"): (0.5475, 0.2805, 0.1629),
-}
-
-
-def table_7() -> Iterator[Cell]:
-    """Sinusoid regression, mean squared error after 1, 2 and 5 inner steps."""
-    module = importlib.import_module("configs.regression.sinusoid")
-    for steps in ("one_step", "two_steps"):
-        for k in ("k5", "k10", "k20"):
-            for method in ("maml", "l2f"):
-                name = f"{steps}/{k}_{method}"
-                config = module.get_config(f"{method},{k},{steps}")
-                against = f"{steps}/{k}_maml" if method != "maml" else ""
-                paper = dict(zip((1, 2, 5), PAPER_7[method, k], strict=True))
-                yield Cell(name, config, against, paper)
-
-
-TABLES = {"7": table_7}
-
-
-class Result(NamedTuple):
-    """A trained cell's scores on the test tasks, [seeds, tasks, points]."""
-
-    scores: np.ndarray
-    points: tuple[int, ...]
-    iterations: int
-
-
-def judge(run: Path) -> Result | None:
-    """Test the last checkpoint of a run; None if it has none."""
-    if not (run / "run.json").exists():
-        return None
-    config = read_config(run)
-    experiment = build(config)
-    with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(experiment.init(config.seed))
-    if restored is None:
-        return None
-    state, tasks = restored[0], experiment.evaluation.test_tasks
-    predictions = experiment.predict(state.meta, state.stats, "test", tasks)
-    scores = by_task(experiment, predictions)
-    return Result(scores, experiment.points, int(state.step))
 
 
 def described(results: dict[str, Result | None], cell: Cell) -> dict | None:
-    """Return what the table prints of a cell after each number of inner steps.
+    """Return what is known of a cell after each number of inner steps.
 
     mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
     median: over tasks and seeds.  above_100: the share of tasks and seeds with an error
@@ -102,7 +38,8 @@ def described(results: dict[str, Result | None], cell: Cell) -> dict | None:
     result, other = results[cell.name], results.get(cell.against)
     if result is None:
         return None
-    rows: dict[str, Any] = {"iterations": result.iterations, "after": {}}
+    rows: dict[str, Any] = {"iterations": result.iterations, "steps": result.steps}
+    rows["after"] = {}
     for i, point in enumerate(result.points):
         scores = result.scores[:, :, i]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -121,42 +58,55 @@ def described(results: dict[str, Result | None], cell: Cell) -> dict | None:
     return rows
 
 
-def markdown(cells: Sequence[Cell], found: dict[str, dict | None]) -> str:
-    """Write the table: a line for each cell and number of inner steps."""
-    lines = [
-        "| cell | steps | mean ± 95 % | seeds | median | > 100 | paper | difference |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def markdown(cells: Sequence[Cell], found: dict[str, dict | None], share: bool) -> str:
+    """Write the table.
+
+    Args:
+      share: scores are shares, written in percent, after the trained number of inner
+        steps; else errors, after each number, with what heavy tails ask for.
+    """
+    heavy = [] if share else ["median", "> 100"]
+    names = ["cell", "steps", "mean ± 95 %", "seeds", *heavy, "paper", "difference"]
+    lines = [names, ["---"] * len(names)]
     for cell in cells:
         rows = found[cell.name]
-        if not rows:
-            lines.append(f"| {cell.name} | | missing | | | | | |")
+        if rows is None:
+            lines.append([cell.name, "", "missing", *[""] * (len(names) - 3)])
             continue
-        for point, row in rows["after"].items():
-            least, most = (number(f(row["seeds"])) for f in (np.min, np.max))
-            gap = row.get("difference")
-            lines.append(
-                f"| {cell.name} | {point} | {number(row['mean'])} ± "
-                f"{number(row['half'])} | {least} .. {most} "
-                f"| {number(row['median'])} | {100 * row['above_100']:.2f} % "
-                f"| {cell.paper.get(int(point), '')} "
-                f"| {'' if gap is None else f'{number(gap[0])} ± {number(gap[1])}'} |"
-            )
-    return "\n".join(lines)
+        after = rows["after"]
+        for point in [str(rows["steps"])] if share else after:
+            lines.append([cell.name, point, *_texts(cell, point, after[point], share)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _texts(cell: Cell, point: str, row: dict[str, Any], share: bool) -> list[str]:
+    def text(value: float) -> str:
+        return f"{100 * value:.2f}" if share else number(value)
+
+    least, most = (text(f(row["seeds"])) for f in (np.min, np.max))
+    heavy = [number(row["median"]), f"{100 * row['above_100']:.2f} %"]
+    gap, paper = row.get("difference"), cell.paper.get(int(point))
+    return [
+        f"{text(row['mean'])} ± {text(row['half'])}",
+        least if least == most else f"{least} .. {most}",
+        *([] if share else heavy),
+        "" if paper is None else f"{100 * paper:.2f}" if share else str(paper),
+        "" if gap is None else f"{text(gap[0])} ± {text(gap[1])}",
+    ]
 
 
 def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.1e}"
 
 
-def chosen_cells(table: str, pattern: str) -> list[Cell]:
+def chosen_cells(table: str, data: str, pattern: str) -> list[Cell]:
     """Return the cells of a table whose names match a pattern.
 
-    Raises ValueError for a table or a pattern of nothing.
+    Raises ValueError for a table, data or a pattern of nothing.
     """
     if table not in TABLES:
         raise ValueError(f"--table ({table!r}) must be one of {', '.join(TABLES)}")
-    cells = list(TABLES[table]())
+    cells = list(TABLES[table](data))
     matching = [cell for cell in cells if fnmatch.fnmatch(cell.name, pattern)]
     if not matching:
         names = ", ".join(cell.name for cell in cells)
@@ -164,31 +114,51 @@ def chosen_cells(table: str, pattern: str) -> list[Cell]:
     return matching
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--table", required=True, help=", ".join(TABLES))
     parser.add_argument("--run", required=True, type=Path, help="folder of the runs")
+    parser.add_argument("--data", default="", help="of configs/classification, as NAME")
+    parser.add_argument("--bank", help="the data set's folder, if not the config's")
     parser.add_argument("--cells", default="*", help="pattern of the cells to take")
-    parser.add_argument("--iterations", type=int, help="of a cell, if not its config's")
+    parser.add_argument("--budget", type=int, help="iterations of a cell's run")
+    parser.add_argument("--seeds", type=int, help="runs of each cell")
     parser.add_argument("--print_only", action="store_true", help="train nothing")
     options = parser.parse_args()
-    cells = chosen_cells(options.table, options.cells)
-    training = cells[0].config.training
-    launch.set_up(training.cpu_devices, training.tasks)
+    for name in ("budget", "seeds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} ({value}) must be at least 1")
+    return options
+
+
+def main() -> None:
+    options = parsed()
+    cells = chosen_cells(options.table, options.data, options.cells)
+    runs = {}
     for cell in cells:
-        if options.iterations is not None:
-            cell.config.training.iterations = options.iterations
-        if not options.print_only and not train(cell.config, options.run / cell.name):
+        if options.budget is not None:
+            resize(cell.config, options.budget)
+        if options.bank:
+            cell.config.data.bank = options.bank
+        runs[cell.name] = members(cell, options.run, options.seeds)
+    training = [cell.config.training for cell in cells]
+    tasks = math.gcd(*[section.tasks for section in training])
+    launch.set_up(training[0].cpu_devices, tasks)
+    for cell in cells:
+        if not options.print_only and not train_missing(runs[cell.name]):
             raise SystemExit(128 + signal.SIGTERM)
-    results = {cell.name: judge(options.run / cell.name) for cell in cells}
+    results = {name: judge(list(parts)) for name, parts in runs.items()}
     found = {cell.name: described(results, cell) for cell in cells}
+    share = any(result.score.percent for result in results.values() if result)
+    text = markdown(cells, found, share)
     options.run.mkdir(parents=True, exist_ok=True)
-    text = markdown(cells, found)
-    (options.run / "table.md").write_text(text + "\n", encoding="utf-8")
+    stem = options.run / f"table_{options.table}"
+    write_text(stem.with_suffix(".md"), text + "\n")
     record = {"table": options.table, "cells": found, **environment()}
-    write_json(options.run / "table.json", record)
+    write_json(stem.with_suffix(".json"), record)
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 

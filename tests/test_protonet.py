@@ -1,17 +1,27 @@
-"""Prototypical networks: distances by hand, no adaptation, a class that is far away."""
+"""Prototypical networks: distances by hand, runs of them, gammas from prototypes."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.train import train
+from l2f_jax.analysis import gammas
+from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.inner import constant
 from l2f_jax.learners.protonet import protonet
 from l2f_jax.losses import cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.objectives import query_loss
+from l2f_jax.problems import build
+from l2f_jax.problems.predictor import load_predictor
 from l2f_jax.types import Batch, Episode, Model
+from tests import tiny
+
+pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 
 def scaling() -> Model:
@@ -64,3 +74,77 @@ def test_networks_without_head_learn_a_space(key, network):
     for path, x in slope(meta).params.items():
         assert np.isfinite(x).all(), path
     assert any(jnp.abs(x).max() > 0 for x in slope(meta).params.values())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A complete run of a tiny ProtoNet."""
+    run = tmp_path_factory.mktemp("runs") / "protonet"
+    assert train(short("protonet"), run)
+    return run
+
+
+def short(method: str):
+    config = tiny.get_config(method)
+    config.training.update({"iterations": 3, "iterations_per_epoch": 3})
+    if method == "protonet":
+        config.learner.steps = 0
+    return config
+
+
+def test_a_protonet_trains_and_predicts_as_any_run(trained):
+    experiment = build(short("protonet"))
+    assert experiment.points == (0,)
+    state = experiment.init(0)
+    with Checkpoints(trained / "checkpoints", read_only=True) as saved:
+        last, _ = saved.restore_latest(state)
+    first = {k: np.asarray(x) for k, x in state.meta.params.items()}
+    assert any((first[k] != x).any() for k, x in last.meta.params.items())
+    predictor = load_predictor(trained)
+    images = np.random.default_rng(0).integers(0, 256, (4, *predictor.shape), np.uint8)
+    found = predictor(images[:2], np.array([0, 1]), images)
+    assert found.shape == (4, 2) and np.isfinite(found).all()
+    assert found[:2].argmax(-1).tolist() == [0, 1]
+
+
+def test_gammas_come_from_the_prototypes_of_a_trained_network(trained):
+    config = short("l2f")
+    config.transform.prototypes = str(trained)
+    experiment = build(config)
+    state = experiment.init(0)
+    features = 4 * 7 * 7  # filters of the last map of two stages, 28 x 28 at first
+    assert state.meta.transform["layer_0/kernel"].shape == (features, features)
+    state, metrics = experiment.update(state, 0, 3)
+    assert np.isfinite(metrics["outer/loss"]).all()
+    found = experiment.measure(
+        state.meta, state.stats, "test", 3, gammas(experiment.learner)
+    )
+    # Tasks have prototypes, and so gammas, of their own.
+    assert len(np.unique(found["conv_0/kernel"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "key", "value", "message"),
+    [
+        ("protonet", "learner", "steps", 2, "`learner.steps` .2. must be 0"),
+        ("protonet", "transform", "name", "attenuate", "`transform.name` .'attenuate'"),
+        ("l2f", "transform", "prototypes", "/nowhere", "not a run directory"),
+    ],
+)
+def test_mistakes_are_named(method, section, key, value, message):
+    config = short(method)
+    config[section][key] = value
+    with pytest.raises(ValueError, match=message):
+        build(config)
+
+
+def test_prototypes_of_another_learner_are_refused(trained, tmp_path):
+    record = json.loads((trained / "run.json").read_text())
+    record["config"]["learner"]["name"] = "maml"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    config = short("l2f")
+    config.transform.prototypes = str(tmp_path)
+    with pytest.raises(
+        ValueError, match="run of `learner.name` 'protonet', not 'maml'"
+    ):
+        build(config)

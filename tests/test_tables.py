@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from experiments import tables
-from experiments.tables import Cell, Result, chosen_cells, described, markdown
+from configs.tables import TABLES, Cell, sinusoids
+from experiments import cells, tables
+from experiments.cells import Result, members, resize, taken
+from experiments.tables import chosen_cells, described, markdown
+from l2f_jax.problems import Score
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
@@ -12,7 +15,7 @@ pytestmark = pytest.mark.mixed_dtypes  # Adam
 def result(*means):
     """Two seeds, three tasks, one number of inner steps."""
     scores = np.array([[m - 1, m, m + 1] for m in means], float)
-    return Result(scores[:, :, None], (1,), 7)
+    return Result(scores[:, :, None], (1,), Score("mse", np.mean), 1, 7)
 
 
 def test_a_row_says_what_was_measured():
@@ -22,15 +25,14 @@ def test_a_row_says_what_was_measured():
     row = found["b"]["after"]["1"]
     assert row["mean"] == 2 and row["seeds"] == [1, 3] and row["median"] == 2
     assert row["difference"] == (-1, 0)
-    last = markdown(cells, found).splitlines()[-1]
+    last = markdown(cells, found, share=False).splitlines()[-1]
     assert last.startswith("| b | 1 | 2.000 ± ") and "| 0.5 | -1.000 ± 0.000 |" in last
 
 
 def test_a_missing_cell_is_missing_and_no_number():
     cell = Cell("a", None, "", {})
-    assert markdown([cell], {"a": described({"a": None}, cell)}).endswith(
-        "| a | | missing | | | | | |"
-    )
+    text = markdown([cell], {"a": described({"a": None}, cell)}, share=False)
+    assert text.endswith("| a |  | missing |  |  |  |  |  |")
 
 
 def test_a_task_that_diverges_shows():
@@ -40,24 +42,80 @@ def test_a_task_that_diverges_shows():
     assert np.isnan(row["mean"]) and row["above_100"] == 1 / 6 and row["median"] == 3.5
 
 
-def test_unknown_tables_and_cells_are_named():
-    with pytest.raises(ValueError, match="--table .'12'. must be one of 7"):
-        chosen_cells("12", "*")
+def test_shares_are_in_percent_after_the_trained_steps():
+    shares = Result(
+        np.array([[[0.2, 0.5], [0.2, 0.7]]]), (0, 1), Score("x", np.mean, True), 1, 7
+    )
+    cell = Cell("a", None, "", {1: 0.6938})
+    text = markdown([cell], {"a": described({"a": shares}, cell)}, share=True)
+    assert text.splitlines()[-1] == "| a | 1 | 60.00 ± 19.60 | 60.00 | 69.38 |  |"
+
+
+def test_what_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="--table .'12'. must be one of 1, 2, 3"):
+        chosen_cells("12", "", "*")
     with pytest.raises(ValueError, match="--cells .'k7'. matches none of .*k5_maml"):
-        chosen_cells("7", "k7")
+        chosen_cells("7", "", "k7")
+    with pytest.raises(ValueError, match="--data .'moon'.* has no moon.py"):
+        chosen_cells("3", "moon", "*")
 
 
 def test_table_7_has_every_cell_of_the_paper_in_two_settings():
-    cells = chosen_cells("7", "*")
+    cells = chosen_cells("7", "", "*")
     assert len(cells) == 12
     assert sum(len(cell.paper) for cell in cells) == 2 * 18
-    names = {cell.name for cell in cells}
-    assert {cell.against for cell in cells} - {""} <= names
+
+
+@pytest.mark.parametrize("table", [t for t in TABLES if t != "7"])
+def test_cells_differ_and_compare_with_one_that_is_there(table):
+    found = chosen_cells(table, "icons", "*")
+    names = [cell.name for cell in found]
+    assert len({*names}) == len(names)
+    assert {cell.against for cell in found} - {""} <= {*names}
+    configs = {cell.config.to_json() for cell in found}
+    assert len(configs) == len(found)
+    for cell in found:
+        assert set(cell.paper) <= {cell.config.learner.steps}
+
+
+def test_a_cell_is_the_same_run_in_every_table():
+    found = {}
+    for table in ("3", "4", "6", "rate"):
+        for cell in chosen_cells(table, "icons:1shot", "*"):
+            assert found.setdefault(cell.name, cell.config) == cell.config
+
+
+def test_a_budget_keeps_the_share_of_the_warm_up():
+    (cell,) = chosen_cells("4", "cifar_fs", "l2f")
+    training = cell.config.training
+    resize(cell.config, 1_000)
+    # Of 60 epochs of 500, 11 were first order.
+    assert (training.iterations, training.iterations_per_epoch) == (1_000, 100)
+    assert training.first_order_epochs == round(11 / 60 * 10)
+
+
+def test_seeds_are_runs_of_their_own_unless_they_train_as_one(tmp_path):
+    (cell,) = chosen_cells("4", "icons", "l2f")
+    runs = members(cell, tmp_path, 2)
+    assert [run.name for run in runs] == ["seed_0", "seed_1"]
+    assert [config.seed for config in runs.values()] == [0, 1]
+    (cell,) = chosen_cells("7", "", "one_step/k5_l2f")
+    ((run, config),) = members(cell, tmp_path, 3).items()
+    assert run == tmp_path / "one_step" / "k5_l2f" and config.training.seeds == 3
+
+
+def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
+    with taken(tmp_path / "run") as first, taken(tmp_path / "run") as second:
+        assert first and not second
+        monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
+        assert cells.train_missing({tmp_path / "run": None})
+    with taken(tmp_path / "run") as again:
+        assert again
 
 
 def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
-    def small():
-        for cell in tables.table_7():
+    def small(data):
+        for cell in sinusoids(data):
             if cell.name.startswith("one_step/k5"):
                 config = cell.config
                 config.model.hidden = (4,)
@@ -74,10 +132,10 @@ def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("missing") == 2
     monkeypatch.setattr("sys.argv", arguments)
     tables.main()
-    first = (tmp_path / "table.md").read_text()
+    first = (tmp_path / "table_7.md").read_text()
     assert "missing" not in first and "one_step/k5_l2f | 10 |" in first
     metrics = tmp_path / "one_step" / "k5_maml" / "metrics.jsonl"
     before = metrics.read_bytes()
     tables.main()
     assert metrics.read_bytes() == before
-    assert (tmp_path / "table.md").read_text() == first
+    assert (tmp_path / "table_7.md").read_text() == first

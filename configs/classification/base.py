@@ -3,7 +3,9 @@
 The other files of this folder start from here and name a data set. Their argument is a
 comma-separated list of variants, all optional:
 
-    l2f (default) | maml     conv4 (default) | resnet12     1shot (default) | 5shot
+    l2f (default) | maml | protonet
+    conv4 (default) | resnet12
+    1shot (default) | 5shot
 
 What the official code makes of them: MAML trains for 100 epochs of 500 iterations, L2F
 for 60; a step takes 4 tasks with 1 shot, 2 with 5, and 1 with ResNet12 (the published
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-VARIANTS = (("l2f", "maml"), ("conv4", "resnet12"), ("1shot", "5shot"))
+VARIANTS = (("l2f", "maml", "protonet"), ("conv4", "resnet12"), ("1shot", "5shot"))
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -48,8 +50,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.learner.remat = True  # recompute inner steps instead of storing them
 
     config.transform = attenuate() if method == "l2f" else ConfigDict()
-    if method == "maml":
+    if method == "l2f":
+        # Run of a ProtoNet whose prototypes g_phi sees (Table 5); "": the gradients.
+        config.transform.prototypes = ""
+    else:
         config.transform.name = "identity"
+    if method == "protonet":
+        config.learner = ConfigDict({"name": "protonet", "steps": 0})
 
     config.optimiser = ConfigDict()
     config.optimiser.name = "adam"  # or "sgd", as the paper's Algorithm 1
@@ -64,7 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.training.tasks = 1 if network == "resnet12" else 2 if shots == "5shot" else 4
     config.training.reduction = "sum"  # of the tasks' losses; or "mean"
     config.training.order = 2  # 1: first-order MAML
-    config.training.first_order_epochs = 11  # epochs 0 .. 10, then `order`
+    # Epochs 0 .. 10, then `order`.
+    config.training.first_order_epochs = 0 if method == "protonet" else 11
     config.training.multi_step_epochs = 0  # of the multi-step loss (MAML++: 15)
     config.training.task_map = "auto"  # "map" or "vmap"; auto: by backend
     config.training.cpu_devices = 0  # that share the tasks on a CPU; 0: one per core

@@ -24,7 +24,8 @@ def get_config(arg: str = ""):
     if config.model.name == "conv4":
         config.model.filters = 64
         config.model.conv_bias = True
-    config.learner.lr = 0.1
+    if "lr" in config.learner:
+        config.learner.lr = 0.1
     config.optimiser.min_lr = 1e-5
     config.training.tasks = 8
     config.training.reduction = "mean"

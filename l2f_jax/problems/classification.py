@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,18 +13,20 @@ from l2f_jax.data.augment import augment as augmentation
 from l2f_jax.data.bank import ImageBank, embedded_icons, load_bank
 from l2f_jax.data.episodes import EpisodeSpec, Preprocess, preprocessing
 from l2f_jax.evaluation import Predictions, task_accuracies, task_cross_entropies
+from l2f_jax.learners.protonet import protonet
 from l2f_jax.losses import accuracy, cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import Norm
 from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.parallel import task_mesh
-from l2f_jax.problems import supervised
+from l2f_jax.problems import saved, supervised
 from l2f_jax.problems.episodic import Feed
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.schedule import Evaluation
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Section
-from l2f_jax.types import Model
+from l2f_jax.transforms import Embedding, prototypes
+from l2f_jax.types import Array, Learner, Model, Params
 
 PROTOCOLS = {
     "batch": "transductive: the query images of a task are normalised together",
@@ -74,11 +77,85 @@ def classification(
     )
 
 
-def method(*, ways: int, model: Section, **sections: Section) -> supervised.Method:
-    """Build what needs no data set; the sections are those of `supervised.method`."""
-    network = _network(model, _norm(model.get("norm", {})), ways)
-    metrics = {"accuracy": accuracy}
-    return supervised.method(network, cross_entropy, metrics=metrics, **sections)
+def method(
+    *,
+    ways: int,
+    model: Section,
+    learner: Section,
+    transform: Section,
+    optimiser: Section,
+    training: Section,
+) -> supervised.Method:
+    """Build what needs no data set.
+
+    Raises:
+      ValueError: one sentence naming the key, for anything wrong in a section.
+    """
+    if learner.get("name") == "protonet":
+        agent, steps = _prototypical(ways, model, learner, transform), 0
+    else:
+        start = dict(transform)
+        run = start.pop("prototypes", "")
+        agent, steps = supervised.adapting(
+            _network(model, ways),
+            cross_entropy,
+            learner=learner,
+            transform=start,
+            embedding=prototypes_of(run, ways) if run else None,
+        )
+    return supervised.method(
+        agent,
+        steps,
+        cross_entropy,
+        optimiser=optimiser,
+        training=training,
+        metrics={"accuracy": accuracy},
+    )
+
+
+def prototypes_of(run: str, ways: int) -> Embedding:
+    """Embed tasks by the best checkpoint of a ProtoNet, which stays as it is (Table 5).
+
+    Raises:
+      ValueError: `run` is no run of a ProtoNet.
+    """
+    record = saved.read_record(Path(run))
+    config, shape = record["config"], tuple(record["data"]["shape"])
+    if config["learner"]["name"] != "protonet":
+        raise ValueError(
+            f"`transform.prototypes` ({run}) must be a run of `learner.name` "
+            f"'protonet', not {config['learner']['name']!r}"
+        )
+    names = ("model", "learner", "transform", "optimiser", "training")
+    built = method(ways=ways, **{name: config[name] for name in names})
+    state = saved.restore(Path(run), "best", built, shape)
+    network = _network(config["model"], None)
+
+    def features(params: Params, inputs: Array) -> Array:
+        del params  # those that are being trained
+        outputs, _ = network.apply(state.meta.params, state.stats, inputs)
+        return outputs
+
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    size = jax.eval_shape(features, {}, example).shape[-1]
+    return prototypes(features, size, ways)
+
+
+def _prototypical(
+    ways: int, model: Section, learner: Section, transform: Section
+) -> Learner:
+    options = {k: v for k, v in learner.items() if k != "name"}
+    if options.pop("steps", 0) != 0:
+        raise ValueError(
+            f"`learner.steps` ({learner['steps']}) must be 0: a ProtoNet takes none"
+        )
+    if transform.get("name") != "identity":
+        raise ValueError(
+            f"`transform.name` ({transform.get('name')!r}) must be 'identity': a "
+            "ProtoNet has no inner loop to start"
+        )
+    network = _network(model, None)
+    return call(protonet, options, "learner", model=network, ways=ways)
 
 
 def protocol(model: Section) -> str:
@@ -133,9 +210,10 @@ def _norm(section: Section) -> Norm:
     return call(Norm, options, "model.norm")
 
 
-def _network(section: Section, norm: Norm, ways: int) -> Model:
+def _network(section: Section, outputs: int | None) -> Model:
     models = {"conv4": conv4, "resnet12": resnet12}
-    return select({**section, "norm": norm}, "model", models, outputs=ways)
+    norm = _norm(section.get("norm", {}))
+    return select({**section, "norm": norm}, "model", models, outputs=outputs)
 
 
 def _scores(predictions: Predictions) -> dict[str, np.ndarray]:

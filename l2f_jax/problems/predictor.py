@@ -9,32 +9,27 @@
 the run was trained on need not be there.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.episodes import Preprocess
 from l2f_jax.inner import constant
-from l2f_jax.outer import TrainState, initial_state
-from l2f_jax.parallel import task_mesh
+from l2f_jax.outer import TrainState
+from l2f_jax.problems import saved
 from l2f_jax.problems.classification import (
     PROTOCOLS,
     method,
     normalising,
     protocol,
 )
-from l2f_jax.problems.supervised import Method
 from l2f_jax.types import Array, Batch, Learner
 
-CHECKPOINTS = ("best", "latest")
 ALONE = "inductive: a query image is normalised together with the support images"
 
 
@@ -133,17 +128,15 @@ def load_predictor(
     Raises:
       ValueError: no such run, one of another problem, or one without checkpoints.
     """
-    if checkpoint not in CHECKPOINTS:
-        raise ValueError(f"`checkpoint` ({checkpoint!r}) must be one of best, latest")
     if steps is not None and steps < 0:
         raise ValueError(f"`steps` ({steps}) must be at least 0")
     run = Path(run)
-    record = _read_record(run)
+    record = saved.read_record(run)
     config, facts = record["config"], record["data"]
     data, shape = config["data"], tuple(facts["shape"])
     names = ("model", "learner", "transform", "optimiser", "training")
     built = method(ways=data["ways"], **{name: config[name] for name in names})
-    state = _restore(run, checkpoint, built, shape)
+    state = saved.restore(run, checkpoint, built, shape)
     steps = built.steps if steps is None else steps
     preprocess = normalising(data["mean"], data["std"], facts["provenance"])
     rule = protocol(config["model"])
@@ -187,32 +180,3 @@ def _logits(
         return predict(inputs) if together else jax.lax.map(alone, inputs)
 
     return logits
-
-
-def _read_record(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    if not path.is_file():
-        raise ValueError(f"{run} is not a run directory: it has no run.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    problem = record["config"]["problem"]
-    if problem != "classification":
-        raise ValueError(f"{run} is a run of {problem}, not of classification")
-    return record
-
-
-def _restore(run: Path, checkpoint: str, built: Method, shape: tuple) -> TrainState:
-    example = jnp.zeros((1, *shape))
-    # The shapes of a state are enough to restore one.
-    like = jax.eval_shape(
-        lambda: initial_state(built.learner, built.optimiser, example, 0, task_mesh(1))
-    )
-    folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise ValueError(f"{run} has no checkpoint yet")
-    with Checkpoints(folder, read_only=True) as saved:
-        latest = saved.restore_latest(like) if checkpoint == "latest" else None
-        if latest is not None:
-            return latest[0]
-        if not saved.best:
-            raise ValueError(f"{run} has no {checkpoint} checkpoint yet")
-        return saved.restore_best(0, like)[0]

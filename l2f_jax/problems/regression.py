@@ -36,13 +36,12 @@ def regression(
     feeds, facts = call(_feeds, data, "data")
     training = dict(training)
     seeds = training.pop("seeds", 1)
+    network = select(model, "model", {"mlp": mlp}, outputs=1)
+    agent, steps = supervised.adapting(
+        network, squared_error, learner=learner, transform=transform
+    )
     built = supervised.method(
-        select(model, "model", {"mlp": mlp}, outputs=1),
-        squared_error,
-        learner=learner,
-        transform=transform,
-        optimiser=optimiser,
-        training=training,
+        agent, steps, squared_error, optimiser=optimiser, training=training
     )
     check_least("training", {"seeds": seeds}, {"seeds": 1})
     rest = dict(evaluation)

@@ -27,7 +27,13 @@ from l2f_jax.problems.seeds import (
     judge_side_by_side,
     update_side_by_side,
 )
-from l2f_jax.transforms import attenuate, everything, identity, is_not_norm
+from l2f_jax.transforms import (
+    Embedding,
+    attenuate,
+    everything,
+    identity,
+    is_not_norm,
+)
 from l2f_jax.types import Array, Episode, Learner, Model, Objective
 
 Section = Mapping[str, Any]
@@ -73,26 +79,69 @@ class Runs(NamedTuple):
 
 
 def method(
-    network: Model,
+    agent: Learner,
+    steps: int,
     criterion: Criterion,
     *,
-    learner: Section,
-    transform: Section,
     optimiser: Section,
     training: Section,
     metrics: dict[str, Criterion] | None = None,
 ) -> Method:
-    """Build what needs no data: the learner and how it is trained.
+    """Build how a learner is trained; needs no data.
 
     Raises:
       ValueError: one sentence naming the key, for anything wrong in a section.
     """
     schedule = call(Schedule, training, "training")
-    steps, agent = _learner(learner, transform, network, criterion)
     if schedule.multi_step_epochs and not steps:
         raise ValueError("`training.multi_step_epochs` needs `learner.steps` above 0")
     outer = call(_optimiser, optimiser, "optimiser", schedule=schedule)
     return Method(agent, steps, schedule, outer, criterion, metrics or {})
+
+
+def adapting(
+    network: Model,
+    criterion: Criterion,
+    *,
+    learner: Section,
+    transform: Section,
+    embedding: Embedding | None = None,
+) -> tuple[Learner, int]:
+    """Build a learner of the MAML family; return it and its number of inner steps.
+
+    Args:
+      embedding: what an attenuation is conditioned on; the gradients by default.
+    Raises:
+      ValueError: one sentence naming the key, for anything wrong in a section.
+    """
+    options = dict(learner)
+    steps = options.pop("steps", None)
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"`learner.steps` ({steps}) must be an integer of at least 0")
+    adapted = everything if options.get("adapt_norm") else is_not_norm
+    starts = {"identity": identity, "attenuate": attenuate}
+    attenuated = transform.get("name") == "attenuate"
+    context = {"select": adapted, "embedding": embedding} if attenuated else {}
+    start = select(transform, "transform", starts, **context)
+    learners = {
+        "maml": recipes.maml,
+        "meta_sgd": recipes.meta_sgd,
+        "mamlpp": recipes.mamlpp,
+        "anil": recipes.anil,
+        "boil": recipes.boil,
+    }
+    context = {"steps": steps} if options.get("name") == "mamlpp" else {}
+    loss = supervised(network, criterion)
+    agent = select(
+        options,
+        "learner",
+        learners,
+        model=network,
+        loss=loss,
+        transform=start,
+        **context,
+    )
+    return agent, steps
 
 
 def objective(built: Method, program: Program) -> Objective:
@@ -190,33 +239,6 @@ def run(
         judge_side_by_side(predict, seeds),
         judge_side_by_side(measure, seeds),
     )
-
-
-def _learner(
-    section: Section, transform: Section, model: Model, criterion: Criterion
-) -> tuple[int, Learner]:
-    """Return the number of inner steps and the learner."""
-    options = dict(section)
-    steps = options.pop("steps", None)
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"`learner.steps` ({steps}) must be an integer of at least 0")
-    adapted = everything if options.get("adapt_norm") else is_not_norm
-    starts = {"identity": identity, "attenuate": attenuate}
-    context = {"select": adapted} if transform.get("name") == "attenuate" else {}
-    start = select(transform, "transform", starts, **context)
-    learners = {
-        "maml": recipes.maml,
-        "meta_sgd": recipes.meta_sgd,
-        "mamlpp": recipes.mamlpp,
-        "anil": recipes.anil,
-        "boil": recipes.boil,
-    }
-    context = {"steps": steps} if options.get("name") == "mamlpp" else {}
-    loss = supervised(model, criterion)
-    agent = select(
-        options, "learner", learners, model=model, loss=loss, transform=start, **context
-    )
-    return steps, agent
 
 
 def _optimiser(

@@ -1,0 +1,61 @@
+"""Trained runs of classification, read back from their directories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.outer import TrainState, initial_state
+from l2f_jax.parallel import task_mesh
+from l2f_jax.problems.supervised import Method
+
+CHECKPOINTS = ("best", "latest")
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return run.json of a run of classification.
+
+    Raises:
+      ValueError: no such run, or one of another problem.
+    """
+    path = run / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{run} is not a run directory: it has no run.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    problem = record["config"]["problem"]
+    if problem != "classification":
+        raise ValueError(f"{run} is a run of {problem}, not of classification")
+    return record
+
+
+def restore(
+    run: Path, checkpoint: str, built: Method, shape: tuple[int, ...]
+) -> TrainState:
+    """Restore the "best" checkpoint by validation, or the "latest".
+
+    Args:
+      built: what the run's config describes.
+      shape: (H, W, C) of an image.
+    Raises:
+      ValueError: another `checkpoint`, or none is there.
+    """
+    if checkpoint not in CHECKPOINTS:
+        raise ValueError(f"`checkpoint` ({checkpoint!r}) must be one of best, latest")
+    example = jnp.zeros((1, *shape))
+    # The shapes of a state are enough to restore one.
+    like = jax.eval_shape(
+        lambda: initial_state(built.learner, built.optimiser, example, 0, task_mesh(1))
+    )
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise ValueError(f"{run} has no checkpoint yet")
+    with Checkpoints(folder, read_only=True) as saved:
+        latest = saved.restore_latest(like) if checkpoint == "latest" else None
+        if latest is not None:
+            return latest[0]
+        if not saved.best:
+            raise ValueError(f"{run} has no {checkpoint} checkpoint yet")
+        return saved.restore_best(0, like)[0]
