@@ -4,8 +4,10 @@
     python experiments/figures.py --figure=3d runs/icons/l2f --out=gammas.png
 
 Draws a figure with all its panels, or one panel alone; the numbers go beside the
-picture, as JSON. Panels over training take the start and every checkpoint that is
-there: train with --config.training.keep_every=1 for one of each epoch.
+picture, as JSON. Figures 2 and 3 are of classification, 4 of regression, 5 of policy
+search (its panel 5c of navigation only). Panels over training take the start and every
+checkpoint that is there: train with --config.training.keep_every=1 for one of each
+epoch.
 """
 
 import argparse
@@ -15,13 +17,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import launch, panels, plots
+from experiments import behaviour, launch, panels, plots
 from experiments.evaluate import read_config, set_up
 from experiments.recording import environment, write_json
 from experiments.train import differences
 
 FORMATS = (".png", ".pdf", ".svg")
-IMAGES = "classification"
+IMAGES, WAVES, POLICIES = "classification", "regression", "reinforcement"
 
 
 class Panel(NamedTuple):
@@ -47,6 +49,11 @@ FIGURES = {
     "3b": Panel("attenuation by hand", IMAGES, panels.attenuations, plots.attenuations),
     "3c": Panel("conflict by task", IMAGES, panels.conflicts, plots.task_conflicts),
     "3d": Panel("γ by task", IMAGES, panels.generated, plots.gammas, gammas=True),
+    "4a": Panel("fits", WAVES, behaviour.fits, behaviour.draw_fits),
+    "4b": Panel("error", WAVES, behaviour.errors, behaviour.draw_errors),
+    "5a": Panel("learning", POLICIES, behaviour.learning, behaviour.draw_learning),
+    "5b": Panel("adaptation", POLICIES, behaviour.returns, behaviour.draw_returns),
+    "5c": Panel("paths", POLICIES, behaviour.paths, behaviour.draw_paths),
 }
 
 

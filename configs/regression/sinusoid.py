@@ -6,10 +6,12 @@
 The argument is a comma-separated list of variants, all optional:
 
     l2f (default) | maml     k5 | k10 (default) | k20     one_step (default) | two_steps
+    same (default) | disjoint
 
 "one_step" trains with one inner step, as MAML's public code does; tests after more are
 then outside of what was trained for, and some tasks diverge. "two_steps" trains with
-two, which makes all of them meaningful.
+two, which makes all of them meaningful. "disjoint" tests on ranges that training never
+saw (Figure 4b).
 
 Mean squared error in the paper, after 1 / 2 / 5 inner steps:
 
@@ -28,11 +30,16 @@ from ml_collections import ConfigDict
 
 from configs.classification.base import attenuate, chosen
 
-VARIANTS = (("l2f", "maml"), ("k10", "k5", "k20"), ("one_step", "two_steps"))
+VARIANTS = (
+    ("l2f", "maml"),
+    ("k10", "k5", "k20"),
+    ("one_step", "two_steps"),
+    ("same", "disjoint"),
+)
 
 
 def get_config(arg: str = ""):
-    method, k, steps = chosen(arg, VARIANTS)
+    method, k, steps, ranges = chosen(arg, VARIANTS)
     config = ConfigDict()
     config.problem = "regression"
     config.seed = 0
@@ -47,6 +54,10 @@ def get_config(arg: str = ""):
     config.data.train.phase = (0.0, pi)
     config.data.train.inputs = (-5.0, 5.0)
     config.data.test = ConfigDict()  # ranges that differ from training, if any
+    if ranges == "disjoint":
+        config.data.train.amplitude, config.data.test.amplitude = (0.1, 3.0), (3.0, 5.0)
+        config.data.train.frequency, config.data.test.frequency = (0.8, 1.0), (1.0, 1.2)
+        config.data.train.phase, config.data.test.phase = (0.0, pi / 2), (pi / 2, pi)
 
     config.model = ConfigDict()
     config.model.name = "mlp"

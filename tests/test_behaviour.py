@@ -1,0 +1,113 @@
+"""Figures 4 and 5: fits, errors, returns and paths of toy runs."""
+
+import numpy as np
+import pytest
+
+from configs.regression import sinusoid
+from configs.rl import navigation
+from experiments import behaviour, panels, plots
+from experiments.train import claim
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.problems import build
+
+pytestmark = pytest.mark.mixed_dtypes
+
+
+def finished(config, folder):
+    """A run of no training: its last checkpoint is its start."""
+    experiment = build(config)
+    claim(folder, config, experiment)
+    with Checkpoints(folder / "checkpoints") as saved:
+        saved.save(config.training.iterations, experiment.init(config.seed))
+    return panels.load(folder, config)
+
+
+@pytest.fixture(scope="module")
+def wave(tmp_path_factory):
+    config = sinusoid.get_config("l2f,k5")
+    config.model.hidden = (4,)
+    config.training.seeds = 2
+    return finished(config, tmp_path_factory.mktemp("runs") / "wave")
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    config = navigation.get_config("maml")
+    config.model.hidden, config.env.horizon = (3,), 4
+    config.sampling.trajectories = 2
+    return finished(config, tmp_path_factory.mktemp("runs") / "walk")
+
+
+def drawn(draw, numbers, path):
+    with plots.grid(1, path) as (axes,):
+        draw({"run": numbers}, axes)
+        return len(axes.get_lines())
+
+
+def test_fits_pass_through_what_the_learner_predicts(wave, tmp_path):
+    n = behaviour.fits(wave, 2)
+    assert n["steps"] == 1 and len(n["tasks"]) == behaviour.SHOWN
+    assert (n["x"][0], n["x"][-1], len(n["x"])) == (-5, 5, 201)
+    for task in n["tasks"]:
+        assert len(task["support"]["inputs"]) == 5
+        assert np.all(np.diff(task["curve"]["inputs"]) >= 0)
+        assert task["before"] != task["after"]
+    # theta is the same for all tasks, but gamma is not.
+    after = [task["after"] for task in n["tasks"]]
+    assert after[0] != after[1]
+    # A curve, its support, and two fits of each task.
+    shown = behaviour.SHOWN
+    assert drawn(behaviour.draw_fits, n, tmp_path / "a.png") == 4 * shown
+
+
+def test_errors_are_quartiles_over_tasks_and_seeds(wave, tmp_path):
+    n = behaviour.errors(wave, 8)
+    state = panels.last(wave)
+    predictions = wave.experiment.predict(state.meta, state.stats, "test", 8)
+    scores = wave.experiment.scores(predictions)["mse"]
+    assert scores.shape == (16, 5) and n["point"] == [0, 1, 2, 5, 10]
+    np.testing.assert_allclose(np.array(n["quartiles"])[:, 1], np.median(scores, 0))
+    assert drawn(behaviour.draw_errors, n, tmp_path / "a.png") == 1
+
+
+def test_disjoint_ranges_share_no_task():
+    data = sinusoid.get_config("maml,disjoint").data
+    for name in ("amplitude", "frequency", "phase"):
+        assert data.train[name][1] == data.test[name][0] < data.test[name][1]
+    assert build(sinusoid.get_config("maml,disjoint")).facts["test"] == {
+        **data.test.to_dict(),
+        "inputs": (-5.0, 5.0),
+    }
+
+
+def test_returns_and_learning_are_those_of_the_run(walk, tmp_path):
+    n = behaviour.returns(walk, 3)
+    assert n["point"] == [0, 1, 2, 3] and len(n["mean"]) == len(n["half"]) == 4
+    assert all(mean < 0 < half for mean, half in zip(n["mean"], n["half"], strict=True))
+    drawn(behaviour.draw_returns, n, tmp_path / "a.png")
+    (walk.path / "metrics.jsonl").write_text(
+        '{"step": 10, "validation/return": -3.5}\n'
+    )
+    found = behaviour.learning(walk, 3)
+    assert found == {"step": [10], "return": [-3.5]}
+    assert drawn(behaviour.draw_learning, found, tmp_path / "b.png") == 1
+
+
+def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):
+    n = behaviour.paths(walk, 3)
+    assert len(n["tasks"]) == behaviour.SHOWN
+    for task in n["tasks"]:
+        assert np.shape(task["goal"]) == (2,) and len(task["before"]) == 2
+        for path in task["before"] + task["after"]:
+            assert path[0] == [0, 0] and len(path) <= 4
+            assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 1e-6
+    # Two trajectories before and after and a goal for each task, and the name.
+    expected = behaviour.SHOWN * 5 + 1
+    assert drawn(behaviour.draw_paths, n, tmp_path / "a.png") == expected
+
+
+def test_paths_are_of_navigation_only(walk):
+    config = navigation.get_config("maml")
+    config.env.name = "half_cheetah"
+    with pytest.raises(ValueError, match="figure 5c shows paths .* is 'half_cheetah'"):
+        behaviour.paths(walk._replace(config=config), 3)
