@@ -9,8 +9,10 @@ Timed is the whole step of the run's last epoch (sampling from a bank on the dev
 adaptation, meta-gradient, Adam), `training.iterations_per_dispatch` meta-iterations in
 a dispatch: median_s, min_s and max_s are seconds of one. gflop counts the products and
 convolutions of one, matmul_share is their rate relative to a large float32 product
-timed in turn with them. program_mib is the compiler's account of a device's memory,
-peak_mib the resident memory of this process, device_mib the peak on the device.
+timed in turn with them; of policy search, where a line search has no fixed length,
+env_steps_per_s says how fast experience is made and learned from. program_mib is the
+compiler's account of a device's memory, peak_mib the resident memory of this process,
+device_mib the peak on the device.
 """
 
 import json
@@ -51,21 +53,27 @@ def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
     if peer:
         calls["peer"] = lambda: run_json(peer)[-1]
     taken = measure.alternate(repeats, **calls)
-    median, gflop = statistics.median(taken["step"]), step.facts["gflop"]
-    speed = measure.median_ratio(taken["product"], taken["step"])
+    median = statistics.median(taken["step"])
     row = {
         "compile_s": step.facts["compile_s"],
         "median_s": median,
         "min_s": min(taken["step"]),
         "max_s": max(taken["step"]),
         "tasks_per_s": experiment.schedule.tasks / median,
-        "gflop": gflop,
-        "gflop_per_s": gflop / median,
-        "matmul_gflop_per_s": product_gflop / statistics.median(taken["product"]),
-        "matmul_share": gflop / product_gflop * speed,
         "program_mib": step.facts["program_mib"],
         **measure.memory_peaks(),
     }
+    if "gflop" in step.facts:
+        gflop = step.facts["gflop"]
+        speed = measure.median_ratio(taken["product"], taken["step"])
+        row |= {
+            "gflop": gflop,
+            "gflop_per_s": gflop / median,
+            "matmul_gflop_per_s": product_gflop / statistics.median(taken["product"]),
+            "matmul_share": gflop / product_gflop * speed,
+        }
+    if "environment_steps" in experiment.facts:
+        row["env_steps_per_s"] = experiment.facts["environment_steps"] / median
     return row | (compared(row, taken["step"], taken["peer"]) if peer else {})
 
 

@@ -28,8 +28,9 @@ class Step(NamedTuple):
     """A compiled training step.
 
     run() takes `iterations` meta-iterations in one dispatch. facts: compile_s (tracing
-    to executable, in seconds), gflop (10^9 operations of a meta-iteration), and by the
-    compiler's account temporary_mib and, with arguments and outputs, program_mib.
+    to executable, in seconds), gflop (10^9 operations of a meta-iteration, if they can
+    be counted), and by the compiler's account temporary_mib and, with arguments and
+    outputs, program_mib.
     """
 
     run: Callable[[], Any]
@@ -70,11 +71,18 @@ def compile_step(experiment: Experiment) -> Step:
     arrays -= memory.alias_size_in_bytes
     facts = {
         "compile_s": compile_s,
-        "gflop": flops(traced) / iterations / 1e9,
+        **_arithmetic(traced, iterations),
         "temporary_mib": memory.temp_size_in_bytes / MIB,
         "program_mib": (memory.temp_size_in_bytes + arrays) / MIB,
     }
     return Step(lambda: compiled(*inputs), iterations, facts)
+
+
+def _arithmetic(traced: ClosedJaxpr, iterations: int) -> dict[str, float]:
+    try:
+        return {"gflop": flops(traced) / iterations / 1e9}
+    except ValueError:  # a line search takes as many steps as it needs
+        return {}
 
 
 def seconds(run: Callable[[], Any]) -> float:
