@@ -10,9 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.tables import Cell
-from experiments.evaluate import by_task, read_config
+from experiments.evaluate import by_task, newest_state, read_config
 from experiments.train import train
-from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
 
 
@@ -100,11 +99,10 @@ def _judge(run: Path) -> Result | None:
         return None
     config = read_config(run)
     experiment = build(config)
-    with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(experiment.init(config.seed))
-    if restored is None:
+    state = newest_state(run, experiment, config.seed)
+    if state is None:
         return None
-    state, tasks = restored[0], experiment.evaluation.test_tasks
+    tasks = experiment.evaluation.test_tasks
     predictions = experiment.predict(state.meta, state.stats, "test", tasks)
     return Result(
         by_task(experiment, predictions),

@@ -24,6 +24,7 @@ from experiments import launch
 from experiments.recording import environment, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import Predictions, ensemble, interval, paired
+from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, Score, build
 
 
@@ -66,6 +67,19 @@ def set_up(runs: Sequence[Path]) -> None:
     """Set up the devices so that the tasks of every run divide among them."""
     training = [read_config(run).training for run in runs]
     launch.set_up(training[0].cpu_devices, math.gcd(*[t.tasks for t in training]))
+
+
+def newest_state(run: Path, experiment: Experiment, seed: int) -> TrainState | None:
+    """Restore the newest checkpoint of a run; None if it has none."""
+    try:
+        checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    except (
+        ValueError
+    ):  # a run that was killed early has no such folder, or an empty one
+        return None
+    with checkpoints as saved:
+        restored = saved.restore_latest(experiment.init(seed))
+    return None if restored is None else restored[0]
 
 
 def evaluate(

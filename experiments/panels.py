@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.evaluate import newest_state
 from l2f_jax.analysis import (
     attenuate_tensor,
     conflict,
@@ -69,9 +70,9 @@ def checkpoints(run: Run) -> Iterator[TrainState]:
 
 def last(run: Run) -> TrainState:
     """Return the last checkpoint of a run."""
-    start = run.experiment.init(run.config.seed)
-    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
-        return saved.restore(saved.steps[-1], start)[0]
+    state = newest_state(run.path, run.experiment, run.config.seed)
+    assert state is not None  # `load` has seen it
+    return state
 
 
 def landscapes(run: Run, tasks: int) -> dict[str, Any]:

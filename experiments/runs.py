@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import evaluate, read_record, record
+from experiments.evaluate import evaluate, newest_state, read_record, record
 from experiments.train import differences
 from l2f_jax import analysis
 from l2f_jax.checkpoint import Checkpoints
@@ -85,12 +85,11 @@ def open_runs(
     return runs
 
 
-def newest_state(run: Run) -> TrainState:
+def last_state(run: Run) -> TrainState:
     """Restore the newest checkpoint."""
-    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(run.experiment.init(run.config["seed"]))
-    assert restored is not None  # `open_runs` has seen one
-    return restored[0]
+    state = newest_state(run.path, run.experiment, run.config["seed"])
+    assert state is not None  # `open_runs` has seen it
+    return state
 
 
 def is_attenuated(run: Run) -> bool:
@@ -104,7 +103,7 @@ def gammas(run: Run, split: str) -> dict[str, np.ndarray]:
 
     Those of several seeds follow each other.
     """
-    state, tasks = newest_state(run), run.scores()[0].tasks
+    state, tasks = last_state(run), run.scores()[0].tasks
     of = analysis.gammas(run.experiment.learner)
     return run.experiment.measure(state.meta, state.stats, split, tasks, of)
 

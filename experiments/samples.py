@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.runs import Run, newest_state
+from experiments.runs import Run, last_state
 from l2f_jax.data.bank import ImageBank
 from l2f_jax.data.episodes import EpisodeSpec, episode_keys, sample_indices
 from l2f_jax.problems.classification import open_bank
@@ -73,7 +73,7 @@ def _image_numbers(
 def _labels(run: Run, spec: EpisodeSpec, split: str, tasks: int) -> np.ndarray:
     """Return what a run says after its last inner step, [tasks, ways, queries]."""
     experiment = run.experiment
-    state, points = newest_state(run), (experiment.steps,)
+    state, points = last_state(run), (experiment.steps,)
     outputs = experiment.predict(state.meta, state.stats, split, tasks, points).outputs
     return outputs[:, 0].argmax(-1).reshape(tasks, spec.ways, spec.queries)
 

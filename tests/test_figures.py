@@ -150,7 +150,7 @@ def refusal(command, capsys, *arguments):
 
 def test_unknown_figure_is_named_with_those_there_are(runs, command, capsys):
     message = refusal(command, capsys, "--figure=12", runs / "l2f")
-    assert "--figure ('12') must be one of 2, 3, 2a" in message
+    assert "--figure ('12') must be one of 2, 3, 4, 5, 2a" in message
 
 
 def test_gammas_of_maml_are_refused(runs, command, capsys):

@@ -19,7 +19,7 @@ from configs.regression import sinusoid
 from configs.rl import navigation
 from experiments import report, setting
 from experiments.evaluate import read_record
-from experiments.runs import check_comparable, gammas, newest_state, open_runs
+from experiments.runs import check_comparable, gammas, last_state, open_runs
 from experiments.samples import hits, samples
 from experiments.train import train
 from l2f_jax.data.bank import embedded_icons
@@ -203,7 +203,7 @@ def test_sample_episodes_are_the_tested_ones(runs):
 
 def test_sample_episodes_show_the_images_that_were_labelled(runs):
     (run,) = open_runs(runs[:1])
-    state, bank = newest_state(run), embedded_icons()
+    state, bank = last_state(run), embedded_icons()
     episodes = run.experiment.measure(
         state.meta, state.stats, "test", report.EPISODES, lambda m, s, episode: episode
     )
