@@ -142,6 +142,10 @@ def main() -> None:
         if options.budget is not None:
             resize(cell.config, options.budget)
         if options.bank:
+            if "bank" not in cell.config.data:
+                raise ValueError(
+                    f"--bank ({options.bank}): {cell.name} reads no image bank"
+                )
             cell.config.data.bank = options.bank
         runs[cell.name] = members(cell, options.run, options.seeds)
     training = [cell.config.training for cell in cells]

@@ -58,6 +58,16 @@ def test_what_does_not_exist_is_named():
         chosen_cells("7", "", "k7")
     with pytest.raises(ValueError, match="--data .'moon'.* has no moon.py"):
         chosen_cells("3", "moon", "*")
+    with pytest.raises(ValueError, match="--data .'icons'.*: Table 7 makes its own"):
+        chosen_cells("7", "icons", "*")
+
+
+def test_a_bank_for_what_reads_none_is_refused(tmp_path, monkeypatch):
+    arguments = ["--table=7", "--bank=x", f"--run={tmp_path / 'runs'}"]
+    monkeypatch.setattr("sys.argv", ["tables.py", *arguments])
+    with pytest.raises(ValueError, match="--bank .x.: one_step/k5_maml reads no image"):
+        tables.main()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_table_7_has_every_cell_of_the_paper_in_two_settings():
