@@ -12,9 +12,8 @@ The argument is a comma-separated list of variants, all optional:
 never moves. MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward,
 the distance itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. The L2F paper prints no
 numbers and its supplement is not public. Chosen here for L2F: new trajectories after
-attenuation, g_phi's last bias at 4 (gamma near 1), the embedding times 100; with this
-network and rate it has been unstable so far (see RESULTS.md). The papers' texts have
-squared distances.
+attenuation and g_phi's last bias at 4 (gamma near 1). An embedding times 100 has been
+unstable (see RESULTS.md). The papers' texts have squared distances.
 """
 
 from ml_collections import ConfigDict
@@ -54,7 +53,7 @@ def get_config(arg: str = ""):
     config.transform = attenuate() if method == "l2f" else ConfigDict()
     if method == "l2f":
         config.transform.bias = 4.0
-        config.transform.embedding_scale = 100.0
+        config.transform.embedding_scale = 1.0
     else:
         config.transform.name = "identity"
 
