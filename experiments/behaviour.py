@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from experiments.panels import Run, last
-from experiments.plots import Numbers
+from experiments.plots import Numbers, over_training
 from experiments.recording import read_metrics
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.evaluation import interval
@@ -179,10 +179,8 @@ def draw_errors(runs: Numbers, axes: plt.Axes) -> None:
 
 def draw_learning(runs: Numbers, axes: plt.Axes) -> None:
     """Draw the validation return against meta-iterations."""
-    for run, n in runs.items():
-        axes.plot(n["step"], n["return"], marker=".", label=run)
-    axes.set(xlabel="meta-iteration", ylabel="validation return after adaptation")
-    axes.legend(frameon=False)
+    over_training(runs, "return", axes)
+    axes.set(ylabel="validation return after adaptation")
 
 
 def draw_returns(runs: Numbers, axes: plt.Axes) -> None:

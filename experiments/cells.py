@@ -14,20 +14,22 @@ from experiments.evaluate import by_task, newest_state, read_config
 from experiments.train import train
 from l2f_jax.problems import Score, build
 
+OFFICIAL = 50_000  # iterations of MAML in the official configs
+
 
 def resize(config: ConfigDict, budget: int) -> None:
     """Make a config's run `budget` iterations long, with all its parts in proportion.
 
-    Warm-up (first order, multi-step) keeps its share of the run. There are at least 10
-    epochs, so that validation has something to choose from.
+    Warm-up (first order, multi-step) keeps its share of the official run of MAML, also
+    for L2F, whose own is shorter: equal budgets have equal warm-up. There are at least
+    10 epochs, so that validation has something to choose from.
     """
     training = config.training
-    epochs = -(-training.iterations // training.iterations_per_epoch)
     per_epoch = min(training.iterations_per_epoch, max(budget // 10, 1))
     for name in ("first_order_epochs", "multi_step_epochs"):
         if name in training:
-            share = training[name] / epochs
-            training[name] = round(share * -(-budget // per_epoch))
+            share = training[name] * training.iterations_per_epoch / OFFICIAL
+            training[name] = round(share * budget / per_epoch)
     training.iterations, training.iterations_per_epoch = budget, per_epoch
 
 
@@ -49,6 +51,9 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
 def train_missing(runs: dict[Path, ConfigDict]) -> bool:
     """Train what no other process has; say whether nothing interrupted it."""
     for run, config in runs.items():
+        if other := config.transform.get("prototypes"):
+            with taken(Path(other), wait=True):
+                pass  # whoever trains it has finished
         with taken(run) as mine:
             if mine and not train(config, run):
                 return False
@@ -56,15 +61,16 @@ def train_missing(runs: dict[Path, ConfigDict]) -> bool:
 
 
 @contextlib.contextmanager
-def taken(run: Path) -> Iterator[bool]:
+def taken(run: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a run against other processes of this machine; false if one of them does.
 
-    The system lets go of it when the process ends, however that happens.
+    With `wait`, wait until none of them does. The system lets go of it when the process
+    ends, however that happens.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_name(f"{run.name}.lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

@@ -134,9 +134,15 @@ def gradient_difference(runs: Numbers, axes: plt.Axes) -> None:
 
 def smoothness(runs: Numbers, axes: plt.Axes) -> None:
     """Draw the effective beta-smoothness over training (Figure 2c)."""
+    over_training(runs, "smoothness", axes)
+    axes.set(ylabel="effective β-smoothness")
+
+
+def over_training(runs: Numbers, name: str, axes: plt.Axes) -> None:
+    """Draw a number against the meta-iteration, a line per run."""
     for run, n in runs.items():
-        axes.plot(n["step"], n["smoothness"], marker=".", label=run)
-    axes.set(xlabel="meta-iteration", ylabel="effective β-smoothness")
+        axes.plot(n["step"], n[name], marker=".", label=run)
+    axes.set(xlabel="meta-iteration")
     axes.legend(frameon=False)
 
 

@@ -138,6 +138,17 @@ def test_mistakes_are_named(method, section, key, value, message):
         build(config)
 
 
+def test_prototypes_of_an_unfinished_run_are_refused(trained, tmp_path):
+    record = json.loads((trained / "run.json").read_text())
+    record["config"]["training"]["iterations"] = 9
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+    config = short("l2f")
+    config.transform.prototypes = str(tmp_path)
+    with pytest.raises(ValueError, match="is unfinished: step 3 of 9"):
+        build(config)
+
+
 def test_prototypes_of_another_learner_are_refused(trained, tmp_path):
     record = json.loads((trained / "run.json").read_text())
     record["config"]["learner"]["name"] = "maml"

@@ -1,5 +1,7 @@
 """Tables: cells are trained once, missing ones are said to be, mistakes are named."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -96,12 +98,13 @@ def test_a_cell_is_the_same_run_in_every_table():
 
 
 def test_a_budget_keeps_the_share_of_the_warm_up():
-    (cell,) = chosen_cells("4", "cifar_fs", "l2f")
-    training = cell.config.training
-    resize(cell.config, 1_000)
-    # Of 60 epochs of 500, 11 were first order.
-    assert (training.iterations, training.iterations_per_epoch) == (1_000, 100)
-    assert training.first_order_epochs == round(11 / 60 * 10)
+    for name in ("l2f", "maml"):
+        (cell,) = chosen_cells("4", "cifar_fs", name)
+        training = cell.config.training
+        resize(cell.config, 1_000)
+        # Of MAML's 100 epochs, 11 are first order: 1.1 of 10.
+        assert (training.iterations, training.iterations_per_epoch) == (1_000, 100)
+        assert training.first_order_epochs == 1
 
 
 def test_seeds_are_runs_of_their_own_unless_they_train_as_one(tmp_path):
@@ -117,10 +120,24 @@ def test_seeds_are_runs_of_their_own_unless_they_train_as_one(tmp_path):
 def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
     with taken(tmp_path / "run") as first, taken(tmp_path / "run") as second:
         assert first and not second
+        (cell,) = chosen_cells("4", "icons", "l2f")
         monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
-        assert cells.train_missing({tmp_path / "run": None})
+        assert cells.train_missing({tmp_path / "run": cell.config})
     with taken(tmp_path / "run") as again:
         assert again
+
+
+def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):
+    (cell,) = chosen_cells("5", "icons", "l2f_prototypes")
+    ((run, config),) = members(cell, tmp_path, 1).items()
+    trained = threading.Event()
+    monkeypatch.setattr(cells, "train", lambda *_: trained.set() or True)
+    with taken(tmp_path / "protonet" / "seed_0"):
+        other = threading.Thread(target=cells.train_missing, args=({run: config},))
+        other.start()
+        assert not trained.wait(0.5)
+    other.join(10)
+    assert trained.is_set()
 
 
 def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):

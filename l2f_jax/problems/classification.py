@@ -117,7 +117,7 @@ def prototypes_of(run: str, ways: int) -> Embedding:
     """Embed tasks by the best checkpoint of a ProtoNet, which stays as it is (Table 5).
 
     Raises:
-      ValueError: `run` is no run of a ProtoNet.
+      ValueError: `run` is no complete run of a ProtoNet.
     """
     record = saved.read_record(Path(run))
     config, shape = record["config"], tuple(record["data"]["shape"])
@@ -128,6 +128,12 @@ def prototypes_of(run: str, ways: int) -> Embedding:
         )
     names = ("model", "learner", "transform", "optimiser", "training")
     built = method(ways=ways, **{name: config[name] for name in names})
+    step = int(saved.restore(Path(run), "latest", built, shape).step)
+    if step < built.schedule.iterations:
+        raise ValueError(
+            f"`transform.prototypes` ({run}) is unfinished: step {step} of "
+            f"{built.schedule.iterations}"
+        )
     state = saved.restore(Path(run), "best", built, shape)
     network = _network(config["model"], None)
 
