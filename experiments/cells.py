@@ -91,7 +91,7 @@ class Result(NamedTuple):
 
 
 def judge(runs: Sequence[Path]) -> Result | None:
-    """Test the last checkpoint of each run of a cell; None if one has none."""
+    """Test the last checkpoint of each run of a cell; None if one is not complete."""
     found = [_judge(run) for run in runs]
     if not all(found):
         return None
@@ -105,7 +105,7 @@ def _judge(run: Path) -> Result | None:
         return None
     config = read_config(run)
     experiment = build(config)
-    state = newest_state(run, experiment, config.seed)
+    state = newest_state(run, experiment, config.seed, config.training.iterations)
     if state is None:
         return None
     tasks = experiment.evaluation.test_tasks

@@ -69,15 +69,17 @@ def set_up(runs: Sequence[Path]) -> None:
     launch.set_up(training[0].cpu_devices, math.gcd(*[t.tasks for t in training]))
 
 
-def newest_state(run: Path, experiment: Experiment, seed: int) -> TrainState | None:
-    """Restore the newest checkpoint of a run; None if it has none."""
+def newest_state(
+    run: Path, experiment: Experiment, seed: int, least: int = 0
+) -> TrainState | None:
+    """Restore the newest checkpoint of a run; None if there is none from `least` on."""
     try:
         checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    except (
-        ValueError
-    ):  # a run that was killed early has no such folder, or an empty one
+    except ValueError:  # killed early, it has no such folder, or an empty one
         return None
     with checkpoints as saved:
+        if saved.latest is None or saved.latest < least:
+            return None
         restored = saved.restore_latest(experiment.init(seed))
     return None if restored is None else restored[0]
 

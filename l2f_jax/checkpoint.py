@@ -188,10 +188,13 @@ class Checkpoints:
         self._manager.close()
 
     def _record(self, step: int) -> dict:
-        if not (self._directory / str(step) / _RECORD).is_dir():
+        folder = self._directory / str(step)
+        if not folder.exists():
             raise ValueError(
-                f"'{self._directory / str(step)}' is not a checkpoint of this program"
+                f"'{folder}' is gone: the run goes on and keeps newer ones; try again"
             )
+        if not (folder / _RECORD).is_dir():
+            raise ValueError(f"'{folder}' is not a checkpoint of this program")
         args = {_RECORD: ocp.args.JsonRestore()}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[_RECORD]
 

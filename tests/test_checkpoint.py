@@ -260,6 +260,14 @@ def test_wrong_directories_get_one_sentence(tmp_path):
         Checkpoints(tmp_path / "notes.txt")
 
 
+def test_a_step_that_a_running_program_deletes_is_said_to_be_gone(two_saved):
+    with Checkpoints(two_saved, read_only=True) as checkpoints:
+        step = checkpoints.latest
+        (two_saved / str(step)).rename(two_saved.parent / "elsewhere")
+        with pytest.raises(ValueError, match=rf"{step}' is gone: the run goes on"):
+            checkpoints.restore_latest(filled(0))
+
+
 def test_step_of_another_program_is_refused(two_saved):
     (two_saved / "2024").mkdir()
     with pytest.raises(ValueError, match="2024' is not a checkpoint of this program"):

@@ -1,6 +1,12 @@
 """Tables: cells are trained once, missing ones are said to be, mistakes are named."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +14,7 @@ import pytest
 from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
 from experiments.cells import Result, members, resize, taken
+from experiments.recording import read_metrics
 from experiments.tables import chosen_cells, described, markdown
 from l2f_jax.problems import Score
 
@@ -166,3 +173,53 @@ def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
     tables.main()
     assert metrics.read_bytes() == before
     assert (tmp_path / "table_7.md").read_text() == first
+
+
+def test_a_killed_table_goes_on_where_it_was(tmp_path):
+    root = Path(__file__).parent.parent
+    budget = 2_000
+
+    def written(run):
+        paths = (run / "checkpoints").rglob("*")
+        times = {path: path.stat().st_mtime_ns for path in paths}
+        return (run / "metrics.jsonl").read_bytes(), times
+
+    def start():
+        return subprocess.Popen(
+            [
+                *(sys.executable, "experiments/tables.py", "--table=7", "--seeds=1"),
+                *("--cells=one_step/k5*", f"--budget={budget}", f"--run={tmp_path}"),
+            ],
+            cwd=root,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XDG_CACHE_HOME": str(root / ".jax_cache"),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    first, second = tmp_path / "one_step" / "k5_maml", tmp_path / "one_step" / "k5_l2f"
+    with start() as process:
+        while not read_metrics(second):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.kill()
+    before = written(first)
+    trained = read_metrics(second)
+    assert read_metrics(first)[-1]["step"] == budget > trained[-1]["step"]
+
+    # Two at once: one of them trains what is left, the other finds it taken or done.
+    with start() as one, start() as other:
+        for process in (one, other):
+            _, message = process.communicate(timeout=300)
+            assert process.returncode == 0, message
+    assert written(first) == before
+    metrics = read_metrics(second)
+    assert metrics[: len(trained)] == trained
+    assert [row["step"] for row in metrics] == [
+        row["step"] for row in read_metrics(first)
+    ]
+    table = json.loads((tmp_path / "table_7.json").read_text())
+    assert {cell["iterations"] for cell in table["cells"].values()} == {budget}
