@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2f_jax.envs import locomotion
+from l2f_jax.envs import locomotion, physics
 from l2f_jax.envs.locomotion import GOALS, State, half_cheetah, reward
 
 mujoco = pytest.importorskip("mujoco")
@@ -54,7 +54,7 @@ def test_reward_by_hand(goal, task, expected):
 
 
 def test_model_is_that_of_the_file(model):
-    ours = locomotion._physics()[0]
+    ours = physics.body(mujoco)
     assert ours.opt.timestep == 0.01
     for name in ("body_mass", "body_inertia", "body_invweight0", "dof_invweight0"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(model, name))
@@ -155,14 +155,14 @@ def test_tasks_and_trajectories_in_one_call_are_those_one_by_one(variant):
 
 
 def test_a_step_calls_mujoco_once_for_the_whole_batch(monkeypatch):
-    model, simulate = locomotion._physics()
+    model, simulate = physics.threaded(mujoco)
     shapes = []
 
     def spy(qpos, qvel, action, *, skip):
         shapes.append(action.shape)
         return simulate(qpos, qvel, action, skip=skip)
 
-    monkeypatch.setattr(locomotion, "_physics", lambda: (model, spy))
+    monkeypatch.setattr(physics, "threaded", lambda _: (model, spy))
     env = half_cheetah(goal="direction")
     run = jax.vmap(jax.vmap(lambda *given: episode(env, np.ones(1, "f"), *given)[0]))
     jax.block_until_ready(jax.jit(run)(*inputs(2, 3, steps=4)))
@@ -170,7 +170,7 @@ def test_a_step_calls_mujoco_once_for_the_whole_batch(monkeypatch):
 
 
 def test_calls_from_two_threads_do_not_disturb_each_other():
-    _, simulate = locomotion._physics()
+    _, simulate = physics.threaded(mujoco)
     (qpos, qvel), actions = inputs(4, 50, steps=1)
 
     def run(i):
@@ -230,6 +230,7 @@ def test_returns_without_action(goal, variant, key):
         ({"goal": "speed"}, "`goal` .'speed'. must be one of direction, velocity"),
         ({"variant": "dmc"}, "`variant` .'dmc'. must be one of maml, gym"),
         ({"horizon": 0}, "`horizon` .0. must be at least 1"),
+        ({"engine": "brax"}, "`engine` .'brax'. must be one of mujoco, mjx"),
     ],
 )
 def test_bad_options_are_named(bad, message):
@@ -237,10 +238,35 @@ def test_bad_options_are_named(bad, message):
         half_cheetah(**{"goal": "direction", **bad})
 
 
-@pytest.mark.parametrize("package", ["mujoco", "gymnasium"])
-def test_missing_extra_is_named(package, monkeypatch):
-    uncached = locomotion._physics.__wrapped__
-    monkeypatch.setattr(locomotion, "_physics", uncached)
+@pytest.mark.parametrize(
+    ("package", "engine"),
+    [("mujoco", "mujoco"), ("gymnasium", "mujoco"), ("mujoco.mjx", "mjx")],
+)
+def test_missing_extra_is_named(package, engine, monkeypatch):
+    monkeypatch.setattr(physics, "threaded", physics.threaded.__wrapped__)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=r"pip install 'l2f_jax\[rl\]'"):
-        half_cheetah(goal="direction")
+    with pytest.raises(ValueError, match=r"pip install 'l2f_jax\[rl\]' or .*mjx"):
+        half_cheetah(goal="direction", engine=engine)
+
+
+@pytest.fixture
+def promotion():
+    """MJX needs what our own code does without."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("x64", "promotion")
+def test_mjx_moves_as_the_c_engine():
+    pytest.importorskip("mujoco.mjx")
+    # 0.5 s: the robot falls, and its feet push it off the floor.
+    given = jax.tree.map(np.float64, inputs(3, steps=10))
+
+    def rewards_and_last(engine):
+        env = half_cheetah(goal="direction", variant="gym", engine=engine)
+        return jax.jit(jax.vmap(lambda *x: episode(env, jnp.ones(1), *x)))(*given)
+
+    for ours, theirs in zip(
+        rewards_and_last("mjx"), rewards_and_last("mujoco"), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)

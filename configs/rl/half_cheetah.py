@@ -29,6 +29,7 @@ def get_config(arg: str = ""):
     config.env.goal = goal
     config.env.variant = "maml"  # or "gym": dt 0.05 s, horizon 100
     config.env.horizon = 200
+    config.env.engine = "mujoco"  # or "mjx", in JAX on the accelerator: the extra mjx
     config.env.observe_goal = observe_goal
     config.learner.lr = 0.1
     if config.optimiser.max_kl:

@@ -1,49 +1,34 @@
 """Half-cheetah: a robot that moves in a plane runs forward, backward or at a speed.
 
-MuJoCo's C engine moves all tasks and trajectories at once, by a callback from JAX.
 Needs the extra rl: pip install 'l2f_jax[rl]', that is MuJoCo, and Gymnasium for the
-file of the robot's model.
+file of the robot's model; or the extra mjx, which has MJX besides.
 
 Reference: Finn et al., Model-Agnostic Meta-Learning, ICML 2017, Sec. 5.3, and its
 public code, which are the variant "maml"; "gym" has the times, resets and velocity of
 later codes (tristandeleu/pytorch-maml-rl).
 """
 
-import functools
-import importlib
-import importlib.util
-import os
-import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from l2f_jax.envs.env import Env
+from l2f_jax.envs.physics import TIMESTEP, State, physics
 from l2f_jax.types import Array
 
 GOALS = ("direction", "velocity")
 VARIANTS = ("maml", "gym")
-TIMESTEP = 0.01  # of the physics, in s
-MASS = 14.0  # of the whole robot, in kg
-
-
-class State(NamedTuple):
-    """Positions [9] and velocities [9] of rootx, rootz (m), rooty, six joints (rad).
-
-    Between steps in JAX's precision, float32 rounds x to 1e-6 m after 10 m; a step
-    computes in float64, and its solver of contacts starts anew.
-    """
-
-    qpos: Array
-    qvel: Array
 
 
 def half_cheetah(
-    *, goal: str, variant: str = "maml", horizon: int | None = None
+    *,
+    goal: str,
+    variant: str = "maml",
+    horizon: int | None = None,
+    engine: str = "mujoco",
 ) -> Env:
     """Build the environment; no episode ends before the horizon.
 
@@ -62,14 +47,15 @@ def half_cheetah(
       goal: "direction" (task -1 or 1, equally likely) or "velocity" (task uniform in
         [0, 2] m/s); a task is an array [1].
       horizon: steps of an episode; None for 200 ("maml", 2 s) or 100 ("gym", 5 s).
+      engine: of the physics; "mujoco" on the host's cores, or "mjx" on JAX's device.
     Raises:
-      ValueError: unknown `goal` or `variant`, `horizon` < 1, or the extra rl missing;
-        from `step`, if it is differentiated, since physics has no derivative here.
+      ValueError: unknown `goal`, `variant` or `engine`, `horizon` < 1, or the extra
+        missing; from `step` by "mujoco", if it is differentiated.
     """
     _check(goal, variant, horizon)
     maml = variant == "maml"
     skip = 1 if maml else 5
-    model, simulate = _physics()
+    model, advance = physics(engine)
     centre = centre_of_mass(model)
 
     def sample_task(key: Array) -> Array:
@@ -95,7 +81,7 @@ def half_cheetah(
     def step(task: Array, state: State, action: Array, key: Array):
         del key
         action = jnp.clip(action, -1, 1)
-        after = _advance(simulate, state, action, skip)
+        after = advance(state, action, skip)
         if maml:
             velocity = jax.jvp(centre, (after.qpos,), (after.qvel,))[1][0]
         else:
@@ -163,68 +149,3 @@ def _check(goal: str, variant: str, horizon: int | None) -> None:
         raise ValueError(f"`variant` ({variant!r}) must be one of {choices}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"`horizon` ({horizon}) must be at least 1")
-
-
-def _advance(simulate: Callable, state: State, action: Array, skip: int) -> State:
-    """Hold one action for `skip` steps of the physics; one call under any `vmap`s."""
-    after = jax.pure_callback(
-        functools.partial(simulate, skip=skip),
-        [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in state],
-        *state,
-        action,
-        vmap_method="broadcast_all",
-    )
-    return State(*after)
-
-
-@functools.cache
-def _physics() -> tuple[Any, Callable]:
-    """Return the model, and `simulate`: (qpos, qvel, action, skip) -> [qpos, qvel].
-
-    Only NumPy inside; all have the same leading axes. One pool of threads serves all
-    environments, and who calls while it is busy waits: its `data` are written to.
-    """
-    try:
-        mujoco = importlib.import_module("mujoco")
-        rollout = importlib.import_module("mujoco.rollout")
-    except ImportError as error:
-        raise _missing() from error
-    model = _model(mujoco)
-    threads = os.cpu_count() or 1
-    pool = rollout.Rollout(nthread=threads)
-    data = [mujoco.MjData(model) for _ in range(threads)]
-    turn = threading.Lock()
-
-    def simulate(qpos: Any, qvel: Any, action: Any, *, skip: int) -> list[np.ndarray]:
-        qpos, qvel, action = (np.asarray(x) for x in (qpos, qvel, action))
-        time = np.zeros_like(qpos[..., :1])
-        start = np.concatenate([time, qpos, qvel], -1, dtype=np.float64)
-        start, action = (x.reshape(-1, x.shape[-1]) for x in (start, action))
-        with turn:
-            states, _ = pool.rollout(model, data, start, action[:, None], nstep=skip)
-        after = states[:, -1, 1:].astype(qpos.dtype)
-        return [x.reshape(qpos.shape) for x in np.split(after, 2, axis=-1)]
-
-    return model, simulate
-
-
-def _model(mujoco: Any) -> Any:
-    """Compile Gymnasium's half_cheetah.xml, without importing Gymnasium."""
-    gymnasium = importlib.util.find_spec("gymnasium")
-    if gymnasium is None or gymnasium.origin is None:
-        raise _missing()
-    assets = Path(gymnasium.origin).parent / "envs" / "mujoco" / "assets"
-    spec = mujoco.MjSpec.from_file(str(assets / "half_cheetah.xml"))
-    spec.option.timestep = TIMESTEP
-    # The file says this mass in an attribute that MuJoCo warns of.
-    spec.compiler.settotalmass = -1
-    model = spec.compile()
-    mujoco.mj_setTotalmass(model, MASS)
-    mujoco.mj_setConst(model, mujoco.MjData(model))
-    return model
-
-
-def _missing() -> ValueError:
-    return ValueError(
-        "the half-cheetah needs MuJoCo and Gymnasium: pip install 'l2f_jax[rl]'"
-    )
