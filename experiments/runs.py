@@ -130,7 +130,8 @@ def _tasks(record: dict[str, Any]) -> dict[str, Any]:
     """Return what decides the tasks that a run is judged on."""
     config, facts = record["config"], dict(record["data"])
     if config["problem"] == "reinforcement":
-        env = {k: v for k, v in config["env"].items() if k != "observe_goal"}
+        same = {"observe_goal", "engine"}  # what the task does not depend on
+        env = {k: v for k, v in config["env"].items() if k not in same}
         trajectories = config["sampling"]["trajectories"]
         return {"env": env, "sampling": {"trajectories": trajectories}}
     if config["problem"] == "regression":
