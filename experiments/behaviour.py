@@ -1,4 +1,4 @@
-"""What adapted functions and policies do: numbers and drawings of Figures 4 and 5.
+"""How well adapted functions and policies do: numbers and drawings of Figures 4, 5.
 
 Each measure takes a run and a number of tasks and returns what JSON can hold.
 """
@@ -14,15 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from experiments.panels import Run, last
 from experiments.plots import Numbers, over_training
 from experiments.recording import read_metrics
-from l2f_jax.data.episodes import episode_keys
 from l2f_jax.evaluation import interval
 from l2f_jax.inner import constant
-from l2f_jax.problems.reinforcement import FIRST_TASK, method
-from l2f_jax.rl.rollout import experience, rollouts
 from l2f_jax.types import Episode, MetaParams, Stats
 
 SHOWN = 3  # tasks that are drawn one by one
-PATHS = 5  # trajectories of each
 
 
 def fits(run: Run, tasks: int) -> dict[str, Any]:
@@ -95,55 +91,6 @@ def returns(run: Run, tasks: int) -> dict[str, Any]:
     }
 
 
-def paths(run: Run, tasks: int) -> dict[str, Any]:
-    """Follow policies of the last checkpoint through the plane (Figure 5).
-
-    tasks: of the first `SHOWN`, the goal and `PATHS` trajectories of positions before
-    adaptation and after the trained number of updates.
-    """
-    del tasks
-    if run.config.env.name != "navigation":
-        raise ValueError(
-            f"figure 5c shows paths in a plane, but `env.name` of {run.path} is "
-            f"{run.config.env.name!r}"
-        )
-    sections = run.config.to_dict()
-    for name in ("problem", "seed", "evaluation"):
-        del sections[name]
-    search, state = method(**sections), last(run)
-
-    @jax.jit
-    @jax.vmap
-    def follow(key: jax.Array):
-        task_key, key = jax.random.split(key)
-        task = search.env.sample_task(task_key)
-        collect = rollouts(search.env, search.policy, search.sampling, task)
-        data = experience(
-            search.learner,
-            state.meta,
-            collect,
-            key,
-            steps=search.steps,
-            fresh=search.fresh,
-        )
-        # Positions after the end of an episode are not drawn.
-        seen = jnp.where(data.mask[..., None] > 0, data.observations, jnp.nan)
-        return task, seen[0, :PATHS], seen[-1, :PATHS]
-
-    first = FIRST_TASK["test"]
-    goals, before, after = map(np.asarray, follow(episode_keys(0, first, SHOWN)))
-    return {
-        "tasks": [
-            {"goal": g.tolist(), "before": _trimmed(b), "after": _trimmed(a)}
-            for g, b, a in zip(goals, before, after, strict=True)
-        ]
-    }
-
-
-def _trimmed(trajectories: np.ndarray) -> list[list]:
-    return [x[np.isfinite(x).all(-1)].tolist() for x in trajectories]
-
-
 def draw_fits(runs: Numbers, axes: plt.Axes) -> None:
     """Draw each task's curve and fits, one task above the other."""
     apart = 10.0  # twice the largest amplitude
@@ -191,18 +138,4 @@ def draw_returns(runs: Numbers, axes: plt.Axes) -> None:
         )
     axes.set(xlabel="updates", ylabel="test return")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-
-
-def draw_paths(runs: Numbers, axes: plt.Axes) -> None:
-    """Draw trajectories from the start to stars, those before adaptation dotted."""
-    for i, (run, n) in enumerate(runs.items()):
-        for task in n["tasks"]:
-            for name, style in (("before", ":"), ("after", "-")):
-                for path in task[name]:
-                    x, y = np.transpose(path)
-                    axes.plot(x, y, f"C{i}{style}", lw=0.8, alpha=0.6)
-            axes.plot(*task["goal"], "k*", markersize=10, zorder=3)
-        axes.plot([], [], f"C{i}-", label=run)
-    axes.set(xlabel="x", ylabel="y", aspect="equal")
     axes.legend(frameon=False)

@@ -5,9 +5,8 @@
 
 Draws a figure with all its panels, or one panel alone; the numbers go beside the
 picture, as JSON. Figures 2 and 3 are of classification, 4 of regression, 5 of policy
-search (its panel 5c of navigation only). Panels over training take the start and every
-checkpoint that is there: train with --config.training.keep_every=1 for one of each
-epoch.
+search. Panels over training take the start and every checkpoint that is there: train
+with --config.training.keep_every=1 for one of each epoch.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments import behaviour, launch, panels, plots
+from experiments import behaviour, launch, motion, panels, plots
 from experiments.evaluate import read_config, set_up
 from experiments.recording import environment, write_json
 from experiments.train import differences
@@ -53,7 +52,7 @@ FIGURES = {
     "4b": Panel("error", WAVES, behaviour.errors, behaviour.draw_errors),
     "5a": Panel("learning", POLICIES, behaviour.learning, behaviour.draw_learning),
     "5b": Panel("adaptation", POLICIES, behaviour.returns, behaviour.draw_returns),
-    "5c": Panel("paths", POLICIES, behaviour.paths, behaviour.draw_paths),
+    "5c": Panel("motion", POLICIES, motion.motion, motion.draw_motion),
 }
 
 

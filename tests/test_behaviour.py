@@ -1,11 +1,11 @@
-"""Figures 4 and 5: fits, errors, returns and paths of toy runs."""
+"""Figures 4 and 5: fits, errors, returns, paths and poses of toy runs."""
 
 import numpy as np
 import pytest
 
 from configs.regression import sinusoid
-from configs.rl import navigation
-from experiments import behaviour, panels, plots
+from configs.rl import half_cheetah, navigation
+from experiments import behaviour, motion, panels, plots
 from experiments.train import claim
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import build
@@ -94,20 +94,31 @@ def test_returns_and_learning_are_those_of_the_run(walk, tmp_path):
 
 
 def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):
-    n = behaviour.paths(walk, 3)
-    assert len(n["tasks"]) == behaviour.SHOWN
+    n = motion.motion(walk, 3)
+    assert len(n["tasks"]) == motion.TASKS
     for task in n["tasks"]:
         assert np.shape(task["goal"]) == (2,) and len(task["before"]) == 2
         for path in task["before"] + task["after"]:
             assert path[0] == [0, 0] and len(path) <= 4
             assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 1e-6
     # Two trajectories before and after and a goal for each task, and the name.
-    expected = behaviour.SHOWN * 5 + 1
-    assert drawn(behaviour.draw_paths, n, tmp_path / "a.png") == expected
+    expected = motion.TASKS * 5 + 1
+    assert drawn(motion.draw_motion, n, tmp_path / "a.png") == expected
 
 
-def test_paths_are_of_navigation_only(walk):
-    config = navigation.get_config("maml")
-    config.env.name = "half_cheetah"
-    with pytest.raises(ValueError, match="figure 5c shows paths .* is 'half_cheetah'"):
-        behaviour.paths(walk._replace(config=config), 3)
+@pytest.mark.parametrize("variant", ["maml", "gym"])
+def test_poses_are_of_a_body_that_falls_on_its_feet(variant, tmp_path):
+    pytest.importorskip("mujoco")
+    config = half_cheetah.get_config("maml,direction")
+    config.model.hidden, config.env.horizon = (3,), 20
+    config.env.variant, config.sampling.trajectories = variant, 2
+    n = motion.motion(finished(config, tmp_path / "run"), 3)
+    poses = np.array([task["poses"] for task in n["tasks"]])
+    assert poses.shape == (motion.TASKS, motion.POSES, 8, 4)  # limbs
+    limbs = poses.reshape(-1, 8, 2, 2)
+    lengths = np.linalg.norm(limbs[:, :, 1] - limbs[:, :, 0], axis=-1)
+    # The torso is a metre long; no limb changes its length, or sinks into the floor.
+    np.testing.assert_allclose(lengths, lengths[:1].repeat(len(lengths), 0), atol=1e-4)
+    assert abs(lengths.max() - 1.0) < 1e-4 and limbs[..., 1].min() > -0.02
+    expected = motion.TASKS * (motion.POSES * 8 + 1) + 1
+    assert drawn(motion.draw_motion, n, tmp_path / "a.png") == expected
