@@ -1,6 +1,6 @@
 """Test trained runs on the same fixed tasks.
 
-    python experiments/evaluate.py runs/icons/l2f runs/icons/maml
+    python experiments/evaluate.py runs/icons/maml runs/icons/l2f
 
 For each run: accuracy after 0 .. S inner steps of the last checkpoint, of the best by
 validation, and of the ensemble of the best (mean logits; the official code's protocol),
@@ -172,9 +172,9 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
         _show_one(evaluation, console)
     first = evaluations[0]
     for other in evaluations[1:]:
-        console.print(f"\n{first.run} - {other.run}, paired over the same tasks:")
-        for name in first.scores:
-            a, b = first.scores[name], other.scores.get(name)
+        console.print(f"\n{other.run} - {first.run}, paired over the same tasks:")
+        for name in other.scores:
+            a, b = other.scores[name], first.scores.get(name)
             if b is not None and len(a) == len(b):
                 difference = first.score.text(paired(a[:, -1], b[:, -1]))
                 console.print(f"  {name}: {difference}", highlight=False)
