@@ -165,8 +165,15 @@ def attenuate(
       layers, bias: of g_phi, see `mlp`.
       select: the attenuated tensors; all but the norm layers' by default.
     Raises:
-      ValueError: unknown `scope` or `squash`, or `layers` < 1.
+      ValueError: unknown `scope` or `squash`, `layers` < 1, or an `embedding` beside
+        options that it would silence.
     """
+    if embedding and (not conditioned or through or embedding_scale != 1):
+        raise ValueError(
+            "`embedding` needs `conditioned` True, and has no use for `through` "
+            f"({through}) and `embedding_scale` ({embedding_scale}), options of the "
+            "default embedding"
+        )
     if conditioned:
         seen = embedding or gradients(
             through=through, scale=embedding_scale, select=select

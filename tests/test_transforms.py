@@ -304,6 +304,14 @@ def test_size_of_gradient_embedding_is_what_it_gives(scope, params, episode):
         ({"scope": "layr"}, r"`scope` \('layr'\) must be one of parameter"),
         ({"squash": "tanh"}, r"`squash` \('tanh'\) must be one of sigmoid, none"),
         ({"layers": 0}, r"`layers` \(0\) must be at least 1"),
+        (
+            {"embedding": nothing(), "conditioned": False},
+            "`embedding` needs `conditioned` True",
+        ),
+        (
+            {"embedding": nothing(), "through": True},
+            r"no use for `through` \(True\) and `embedding_scale` \(1.0\)",
+        ),
     ],
 )
 def test_wrong_argument_is_refused_when_built(options, message):
