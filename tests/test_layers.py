@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types"},
     {"tree", "backend"},
-    {"losses", "scopes", "parallel", "models", "data", "envs"},
+    {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
     {"transforms", "inner"},
     {"learners"},
     {"recipes", "objectives"},
@@ -17,13 +17,8 @@ LAYERS = [
     {"rl"},
     {"problems"},
 ]
-FOLDERS = (
-    "data",
-    "models",
-    "envs",
-    "rl",
-    "problems",
-)  # may import from themselves, without cycles
+# May import from themselves, without cycles.
+FOLDERS = ("data", "models", "envs", "rl", "problems")
 FILES = sorted((ROOT / "l2f_jax").rglob("*.py"))
 MODULES = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in FILES}
 INSIDE = [m for m in MODULES if m != "l2f_jax.__init__"]

@@ -1,0 +1,164 @@
+"""The networks of the official L2F code: names, order and shapes of their tensors.
+
+The order is that in which the official code registers its modules, and so that of its
+inner rates and of its attenuator's inputs and outputs.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RATES = "task_learning_rate"
+PREFIX = "classifier.layer_dict."
+ATTENUATOR = {
+    "attenuator.0.weight": "layer_0/kernel",
+    "attenuator.0.bias": "layer_0/bias",
+    "attenuator.2.weight": "layer_1/kernel",
+    "attenuator.2.bias": "layer_1/bias",
+}
+
+Arrays = dict[str, Any]  # official name or path -> np.ndarray
+
+
+class Layer(NamedTuple):
+    """A convolution and its norm: our path, the official name, whose output it sees."""
+
+    conv: str
+    norm: str
+    official_conv: str
+    official_norm: str
+    source: str
+
+
+class Form(NamedTuple):
+    """Which of the official networks a set of tensors belongs to."""
+
+    network: str
+    conv_bias: bool
+    attenuate: bool
+    adapts_norm: bool
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The convolutions in registration order."""
+        blocks = _conv4_stage if self.network == "conv4" else _resnet12_block
+        return [layer for b in range(4) for layer in blocks(b)]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """{official name: path} in registration order: shift before scale."""
+        names = {}
+        for layer in self.layers:
+            names[f"{layer.official_conv}.weight"] = f"{layer.conv}/kernel"
+            if self.conv_bias:
+                names[f"{layer.official_conv}.bias"] = f"{layer.conv}/bias"
+            names[f"{layer.official_norm}.bias"] = f"{layer.norm}/shift"
+            names[f"{layer.official_norm}.weight"] = f"{layer.norm}/scale"
+        names |= {"linear.weights": "head/kernel", "linear.bias": "head/bias"}
+        return {PREFIX + name: path for name, path in names.items()}
+
+    @property
+    def adapted(self) -> list[str]:
+        """Paths of the adapted tensors in registration order."""
+        paths = self.names.values()
+        return [path for path in paths if self.adapts_norm or "norm" not in path]
+
+
+def _conv4_stage(b: int) -> list[Layer]:
+    conv, norm = f"conv{b}.conv", f"conv{b}.norm_layer"
+    return [Layer(f"conv_{b}", f"norm_{b}", conv, norm, f"conv_{b - 1}")]
+
+
+def _resnet12_block(b: int) -> list[Layer]:
+    before, rows = f"block_{b - 1}/conv_2", []
+    for conv, norm, official_conv, official_norm, source in (
+        ("conv_0", "norm_0", "conv1.conv", "conv1.norm_layer", before),
+        ("conv_1", "norm_1", "conv2.conv", "conv2.norm_layer", f"block_{b}/conv_0"),
+        ("conv_2", "norm_2", "conv3", "norm_layer", f"block_{b}/conv_1"),
+        ("shortcut", "shortcut_norm", "shortcut_conv", "shortcut_norm_layer", before),
+    ):
+        ours = f"block_{b}/{conv}", f"block_{b}/{norm}"
+        theirs = f"layer{b}.{official_conv}", f"layer{b}.{official_norm}"
+        rows.append(Layer(*ours, *theirs, source))
+    return rows
+
+
+def form_of_state(tensors: Arrays) -> Form:
+    """Guess from telling names; whether all the others are there is checked later."""
+    resnet12 = any(name.startswith(f"{PREFIX}layer") for name in tensors)
+    form = Form(
+        network="resnet12" if resnet12 else "conv4",
+        conv_bias=f"{PREFIX}conv0.conv.bias" in tensors,
+        attenuate=any(name.startswith("attenuator.") for name in tensors),
+        adapts_norm=True,
+    )
+    rates = tensors.get(RATES, np.zeros((0, 0)))
+    return form._replace(adapts_norm=rates.shape[1:] == (len(form.adapted),))
+
+
+def form_of_params(params: Arrays, rates: Arrays) -> Form:
+    """Find the network that has these paths, and adapts the tensors that have rates.
+
+    Raises ValueError if the official code has none.
+    """
+    forms = [
+        Form(network, conv_bias, attenuate=False, adapts_norm=adapts_norm)
+        for network in ("conv4", "resnet12")
+        for conv_bias in (False, True)
+        for adapts_norm in (False, True)
+    ]
+    forms = [form for form in forms if set(form.names.values()) == set(params)]
+    if not forms:
+        raise ValueError(
+            f"`meta.params` ({', '.join(params)}) must have the paths of conv4 (four "
+            "stages) or resnet12, with batch norm"
+        )
+    forms = [form for form in forms if set(form.adapted) == set(rates)]
+    shapes = {x.shape for x in rates.values()}
+    if not forms or len(shapes) != 1 or len(*shapes) != 1:
+        raise ValueError(
+            f"`rates` (of {', '.join(rates) or 'nothing'}) must be [steps] for every "
+            "tensor of `meta.params`, or for every one outside the norm layers"
+        )
+    return forms[0]
+
+
+def check_state(form: Form, tensors: Arrays) -> None:
+    """Raise ValueError naming every tensor missing, left over or of a wrong shape."""
+    expected = [RATES, *form.names, *(ATTENUATOR if form.attenuate else ())]
+    faults = [f"'{name}' is missing" for name in expected if name not in tensors]
+    faults += [f"'{name}' is left over" for name in tensors if name not in expected]
+    for name, shape in {} if faults else _shapes(form, tensors).items():
+        found = tensors[name].shape
+        pairs = zip(found, shape, strict=False)
+        if len(found) != len(shape) or any(b not in (a, None) for a, b in pairs):
+            sides = ", ".join("any" if side is None else str(side) for side in shape)
+            faults.append(f"'{name}' has shape {found}, expected ({sides})")
+    if faults:
+        raise ValueError(
+            f"`state` is no official {form.network} checkpoint: {'; '.join(faults)}"
+        )
+
+
+def _shapes(form: Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
+    """Return {official name: shape} as implied by the widths; None: any."""
+    found = {path: tensors[name].shape for name, path in form.names.items()}
+    first = form.layers[0]
+    # A tensor of too few axes has no width; it is refused below for its own shape.
+    width = {path: (*shape, None)[0] for path, shape in found.items()}
+    image = (*found[f"{first.conv}/kernel"], None, None)[1]
+    steps = found[f"{first.norm}/scale"][:-1]
+    n, ways = len(form.adapted), width["head/kernel"]
+    shapes = {"head/kernel": (ways, None), "head/bias": (ways,)}
+    for layer in form.layers:
+        # The shortcut is added to the block's last convolution.
+        out = width[f"{layer.conv.replace('shortcut', 'conv_2')}/kernel"]
+        size = 1 if "shortcut" in layer.conv else 3
+        inputs = width.get(f"{layer.source}/kernel", image)
+        shapes[f"{layer.conv}/kernel"] = (out, inputs, size, size)
+        shapes[f"{layer.conv}/bias"] = (out,)
+        shapes[f"{layer.norm}/scale"] = shapes[f"{layer.norm}/shift"] = (*steps, out)
+    expected = {name: shapes[path] for name, path in form.names.items()}
+    if form.attenuate:
+        expected |= dict(zip(ATTENUATOR, [(n, n), (n,)] * 2, strict=True))
+    return {RATES: (None, n), **expected}
