@@ -1,9 +1,14 @@
 """Sinusoid tasks: the sampler, the experiment, seeds side by side, and learning."""
 
+import json
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from configs.regression.sinusoid import get_config
 from l2f_jax.data.sinusoid import Wave, WaveSpec, sample_episode, sample_wave, value
@@ -58,6 +63,29 @@ def test_test_ranges_may_differ():
         predictions = experiment.predict(state.meta, state.stats, split, 50)
         peak = np.abs(predictions.targets).max()
         assert low < peak <= high
+
+
+def transform_of(config):
+    return build(config).init(0).meta.transform
+
+
+def test_attenuation_may_start_near_one(monkeypatch):
+    config, found = small().lock(), flags.FlagValues()
+    given = ["--config.transform.bias=4", "--config.transform.embedding_scale=10"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])  # where they are looked for
+    config_flags.DEFINE_config_dict("config", config, flag_values=found)
+    found(sys.argv)
+    assert config.transform.embedding_scale == 10.0
+    np.testing.assert_array_equal(transform_of(config)["layer_1/bias"], 4)
+
+
+def test_run_recorded_before_a_key_was_there_still_builds():
+    record = json.loads(small().to_json())
+    expected = transform_of(ConfigDict(record))
+    del record["transform"]["bias"], record["transform"]["embedding_scale"]
+    older = transform_of(ConfigDict(record))
+    for name, x in expected.items():
+        np.testing.assert_array_equal(older[name], x)
 
 
 def test_points_beyond_the_trained_steps():

@@ -8,10 +8,11 @@ The argument is a comma-separated list of variants, all optional:
     l2f (default) | maml     k5 | k10 (default) | k20     one_step (default) | two_steps
     same (default) | disjoint
 
-"one_step" trains with one inner step, as MAML's public code does; tests after more are
-then outside of what was trained for, and some tasks diverge. "two_steps" trains with
-two, which makes all of them meaningful. "disjoint" tests on ranges that training never
-saw (Figure 4b).
+"one_step" trains with one inner step, as MAML's public code does, "two_steps" with two.
+Tests go on to ten. After more steps than were trained, nothing keeps the inner loop
+stable: from "one_step", some tasks diverge (RESULTS.md); "two_steps" makes the second
+step one that was trained, and whether the later ones then hold is not shown.
+"disjoint" tests on ranges that training never saw (Figure 4b).
 
 Mean squared error in the paper, after 1 / 2 / 5 inner steps:
 
@@ -27,6 +28,7 @@ gamma; the number of training steps and iterations; the ranges of Figure 4b.
 from math import pi
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.classification.base import attenuate, chosen
 
@@ -70,7 +72,11 @@ def get_config(arg: str = ""):
     config.learner.remat = False  # the activations are small
 
     config.transform = attenuate() if method == "l2f" else ConfigDict()
-    if method == "maml":
+    if method == "l2f":
+        # Where the last bias of g_phi starts; None draws it, 4 is gamma near 1.
+        config.transform.bias = placeholder(float)
+        config.transform.embedding_scale = 1.0  # of the gradients that g_phi sees
+    else:
         config.transform.name = "identity"
 
     config.optimiser = ConfigDict()
