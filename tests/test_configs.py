@@ -233,6 +233,14 @@ def test_unknown_variant_is_named():
         get_config("l2f,3shot")
 
 
+@pytest.mark.parametrize(
+    ("arg", "both"), [("maml,l2f", "'l2f' and 'maml'"), ("5shot,1shot", "'1shot' and")]
+)
+def test_two_variants_of_one_group_are_refused(arg, both):
+    with pytest.raises(ValueError, match=f"variants {both} .*exclude each other"):
+        get_config(arg)
+
+
 def test_configs_do_not_share_state():
     get_config().learner.steps = 7
     assert get_config().learner.steps == 5

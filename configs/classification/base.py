@@ -118,10 +118,21 @@ def attenuate() -> ConfigDict:
 
 
 def chosen(arg: str, groups: Sequence[Sequence[str]]) -> list[str]:
-    """Return the variant of each group that `arg` names, by default its first."""
+    """Return the variant of each group that `arg` names, by default its first.
+
+    Raises:
+      ValueError: an unknown variant, or two of one group.
+    """
     given = [name for name in arg.split(",") if name]
     known = [name for group in groups for name in group]
     for name in given:
         if name not in known:
             raise ValueError(f"variant {name!r} must be one of {', '.join(known)}")
-    return [next((x for x in group if x in given), group[0]) for group in groups]
+    named = [[name for name in group if name in given] for group in groups]
+    for group, names in zip(groups, named, strict=True):
+        if len(names) > 1:
+            raise ValueError(
+                f"variants {' and '.join(map(repr, names))} exclude each other: "
+                f"name one of {', '.join(group)}"
+            )
+    return [(*names, group[0])[0] for group, names in zip(groups, named, strict=True)]
