@@ -9,6 +9,7 @@ from l2f_jax.rl.returns import (
     advantages,
     linear_baseline,
     returns_to_go,
+    ridge_solution,
     standardised,
 )
 
@@ -74,3 +75,36 @@ def test_baseline_clips_observations():
     observations = jnp.full((2, 3, 1), 50.0).at[0].set(10.0)
     found = linear_baseline(observations, jnp.ones((2, 3)), jnp.ones((2, 3)))
     np.testing.assert_allclose(found[0], found[1], atol=1e-9)
+
+
+def test_baseline_of_collinear_features_in_single_precision(key):
+    # Six copies of one coordinate, their squares, and a constant beside the 1.
+    one = jax.random.normal(key, (20, 100, 1))
+    observations = jnp.concatenate([one] * 6 + [0 * one + 3], -1).astype(jnp.float32)
+    targets, mask = observations[..., 0] - 2, jnp.ones((20, 100), jnp.float32)
+    found = jax.jit(linear_baseline)(observations, targets, mask)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, targets, atol=1e-2)
+
+
+def test_the_ridge_grows_until_a_system_is_solved():
+    # -5e-5 + 1e-5 is no Gram matrix; -5e-5 + 1e-4 = 5e-5, so x = 1 / 5e-5.
+    found = jax.jit(ridge_solution)(jnp.asarray([[-5e-5]]), jnp.ones((1, 1)))
+    np.testing.assert_allclose(found, [[2e4]], rtol=1e-9)
+
+
+def test_a_system_that_no_ridge_helps_has_no_solution():
+    # The fifth and last ridge is 1e-5 * 10^4 = 0.1.
+    solve = jax.jit(ridge_solution)
+    assert np.isnan(solve(-0.2 * jnp.ones((1, 1)), jnp.ones((1, 1))))
+    np.testing.assert_allclose(solve(-0.09 * jnp.ones((1, 1)), jnp.ones((1, 1))), 100)
+
+
+def test_a_singular_system_leaves_the_others_of_a_batch_alone(key):
+    root = jax.random.normal(key, (3, 3))
+    regular, moment = root @ root.T, jnp.ones((3, 1))
+    batch = jnp.stack([regular, -5e-5 * jnp.eye(3)])
+    found = jax.jit(jax.vmap(ridge_solution, (0, None)))(batch, moment)
+    alone = np.linalg.solve(regular + 1e-5 * np.eye(3), moment)
+    np.testing.assert_allclose(found[0], alone, rtol=1e-9)
+    np.testing.assert_allclose(found[1], 2e4, rtol=1e-9)

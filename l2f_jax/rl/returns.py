@@ -13,6 +13,7 @@ from l2f_jax.types import Array
 
 CLIP = 10.0  # of an observation, in the baseline's features
 RIDGE = 1e-5  # relative to the mean square of each feature
+TRIES = 5  # with a ridge ten times larger each
 
 
 def returns_to_go(rewards: Array, discount: float) -> Array:
@@ -72,10 +73,35 @@ def linear_baseline(observations: Array, targets: Array, mask: Array) -> Array:
     scale = jnp.sqrt(jnp.sum(weight * features**2, axis=0, keepdims=True) / size)
     features = features / jnp.maximum(scale, 1e-8)
     kept = weight * features
-    gram = kept.T @ features / size + RIDGE * jnp.eye(features.shape[1], dtype=o.dtype)
+    gram = kept.T @ features / size
     moment = kept.T @ targets.reshape(-1, 1) / size
-    solution = jax.scipy.linalg.solve(gram, moment, assume_a="pos")
-    return (features @ solution).reshape(targets.shape)
+    return (features @ ridge_solution(gram, moment)).reshape(targets.shape)
+
+
+def ridge_solution(gram: Array, moment: Array) -> Array:
+    """Solve (gram + ridge I) x = moment [n, 1] for the least ridge that works.
+
+    Rounding can leave the Gram matrix of nearly collinear features with a negative
+    eigenvalue beyond RIDGE. Then the solution is not finite, and the ridge grows.
+
+    Args:
+      gram: [n, n], symmetric.
+    """
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+
+    def go_on(attempt: tuple[Array, Array]) -> Array:
+        count, solution = attempt
+        return ~jnp.isfinite(solution).all() & (count < TRIES)
+
+    def solve(attempt: tuple[Array, Array]) -> tuple[Array, Array]:
+        count, _ = attempt
+        ridge = RIDGE * 10 ** count.astype(gram.dtype)
+        system = gram + ridge * identity
+        return count + 1, jax.scipy.linalg.solve(system, moment, assume_a="pos")
+
+    # Not yet an attempt: one solve serves the first try and all others.
+    none = jnp.zeros((), jnp.int32), jnp.full_like(moment, jnp.nan)
+    return jax.lax.while_loop(go_on, solve, none)[1]
 
 
 def _accumulate(x: Array, factor: float) -> Array:
