@@ -28,12 +28,14 @@ def half_cheetah(
     goal: str,
     variant: str = "maml",
     horizon: int | None = None,
+    gain: float = 1.0,
     engine: str = "mujoco",
 ) -> Env:
     """Build the environment; no episode ends before the horizon.
 
-    An action [6] is clipped to [-1, 1] and scaled to the motors' torques (30 to 120
-    N m); its cost is that of the clipped action. See `reward` for the two goals.
+    An action [6] is multiplied by `gain`, clipped to [-1, 1] and scaled to the motors'
+    torques (30 to 120 N m); its cost is that of the clipped action. See `reward` for
+    the two goals.
 
     In the variant "maml" a step lasts 0.01 s; observed are qpos without x, qvel and the
     centre of mass [8 + 9 + 3]; the velocity is that of the centre of mass after the
@@ -47,12 +49,13 @@ def half_cheetah(
       goal: "direction" (task -1 or 1, equally likely) or "velocity" (task uniform in
         [0, 2] m/s); a task is an array [1].
       horizon: steps of an episode; None for 200 ("maml", 2 s) or 100 ("gym", 5 s).
+      gain: of the action; 1 is MAML's code, 0.1 that of the later codes.
       engine: of the physics; "mujoco" on the host's cores, or "mjx" on JAX's device.
     Raises:
-      ValueError: unknown `goal`, `variant` or `engine`, `horizon` < 1, or the extra
-        missing; from `step` by "mujoco", if it is differentiated.
+      ValueError: unknown `goal`, `variant` or `engine`, `horizon` < 1, `gain` <= 0, or
+        the extra missing; from `step` by "mujoco", if it is differentiated.
     """
-    _check(goal, variant, horizon)
+    _check(goal, variant, horizon, gain)
     maml = variant == "maml"
     skip = 1 if maml else 5
     model, advance = physics(engine)
@@ -80,7 +83,7 @@ def half_cheetah(
 
     def step(task: Array, state: State, action: Array, key: Array):
         del key
-        action = jnp.clip(action, -1, 1)
+        action = jnp.clip(gain * action, -1, 1)
         after = advance(state, action, skip)
         if maml:
             velocity = jax.jvp(centre, (after.qpos,), (after.qvel,))[1][0]
@@ -141,7 +144,7 @@ def centre_of_mass(model: Any) -> Callable[[Array], Array]:
     return centre
 
 
-def _check(goal: str, variant: str, horizon: int | None) -> None:
+def _check(goal: str, variant: str, horizon: int | None, gain: float) -> None:
     if goal not in GOALS:
         raise ValueError(f"`goal` ({goal!r}) must be one of {', '.join(GOALS)}")
     if variant not in VARIANTS:
@@ -149,3 +152,5 @@ def _check(goal: str, variant: str, horizon: int | None) -> None:
         raise ValueError(f"`variant` ({variant!r}) must be one of {choices}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"`horizon` ({horizon}) must be at least 1")
+    if gain <= 0:
+        raise ValueError(f"`gain` ({gain}) must be positive")
