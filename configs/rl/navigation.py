@@ -7,13 +7,19 @@ The argument is a comma-separated list of variants, all optional:
 
     l2f (default) | maml          second_order (default) | first_order
     adapted (default) | pretrained | oracle | random
+    equal_trajectories (default) | equal_steps
 
 "pretrained" trains one policy for all tasks, "oracle" lets it see the goal, "random"
-never moves. MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward,
-the distance itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. The L2F paper prints no
-numbers and its supplement is not public. Chosen here for L2F: new trajectories after
-attenuation and g_phi's last bias at 4 (gamma near 1). An embedding times 100 has been
-unstable (see RESULTS.md). The papers' texts have squared distances.
+is never trained: baselines of MAML's policy, which is not attenuated, so that they
+refuse "l2f". L2F samples three sets of trajectories in a task, MAML two: with
+"maml,equal_steps" these are half as large again, and the environment steps are equal.
+
+MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward, the distance
+itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. Evaluation is that code's: 4000
+environment steps for an update. The L2F paper prints no numbers and its supplement is
+not public. Chosen here for L2F: new trajectories after attenuation and g_phi's last
+bias at 4 (gamma near 1). An embedding times 100 has been unstable (see RESULTS.md). The
+papers' texts have squared distances.
 """
 
 from ml_collections import ConfigDict
@@ -24,11 +30,13 @@ VARIANTS = (
     ("l2f", "maml"),
     ("second_order", "first_order"),
     ("adapted", "pretrained", "oracle", "random"),
+    ("equal_trajectories", "equal_steps"),
 )
+EVALUATION_STEPS = 4_000  # of the environment, for an update
 
 
 def get_config(arg: str = ""):
-    method, order, baseline = chosen(arg, VARIANTS)
+    method, order, baseline, budget = _variants(arg)
     config = ConfigDict()
     config.problem = "reinforcement"
     config.seed = 0
@@ -58,7 +66,8 @@ def get_config(arg: str = ""):
         config.transform.name = "identity"
 
     config.sampling = ConfigDict()
-    config.sampling.trajectories = 20  # at each point of the adaptation path
+    # At each point of the adaptation path.
+    config.sampling.trajectories = 30 if budget == "equal_steps" else 20
     config.sampling.discount = 0.99
     config.sampling.decay = 1.0  # lambda
     config.sampling.fresh = method == "l2f"  # new trajectories after the transform
@@ -82,6 +91,27 @@ def get_config(arg: str = ""):
     config.evaluation = ConfigDict()
     config.evaluation.validation_tasks = 40
     config.evaluation.test_tasks = 200
+    config.evaluation.trajectories = EVALUATION_STEPS // config.env.horizon
     config.evaluation.ensemble = 1
     config.evaluation.points = (0,) if baseline == "oracle" else (0, 1, 2, 3)
     return config
+
+
+def _variants(arg: str) -> list[str]:
+    """Return the variant of each group; of a baseline, the method is "maml"."""
+    method, *rest = chosen(arg, VARIANTS)
+    *_, baseline, budget = rest
+    named = arg.split(",")
+    if baseline != "adapted":
+        if "l2f" in named:
+            raise ValueError(
+                f"variant {baseline!r} is a baseline of MAML's policy and goes with "
+                "'maml', not with 'l2f'"
+            )
+        method = "maml"
+    if budget == "equal_steps" and (method, baseline) != ("maml", "adapted"):
+        raise ValueError(
+            f"variant 'equal_steps' goes with 'maml' and 'adapted', not with "
+            f"{method!r} and {baseline!r}"
+        )
+    return [method, *rest]

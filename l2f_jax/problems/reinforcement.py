@@ -83,6 +83,9 @@ def reinforcement(
     )
     rest = dict(evaluation)
     points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
+    count = rest.pop("trajectories", search.sampling.trajectories)
+    check_least("evaluation", {"trajectories": count}, {"trajectories": 1})
+    judged = search._replace(sampling=search.sampling._replace(trajectories=count))
     compiled = make_update(
         search.env,
         search.learner,
@@ -95,7 +98,7 @@ def reinforcement(
         first_order=search.schedule.order == 1,
     )
     judge = jax.jit(
-        jax.vmap(partial(returns, search), (None, 0, None)), static_argnums=2
+        jax.vmap(partial(returns, judged), (None, 0, None)), static_argnums=2
     )
 
     def init(seed: int) -> TrainState:
@@ -112,7 +115,6 @@ def reinforcement(
         found, goals = judge(meta, keys, max(*points, 1))
         return Predictions(np.asarray(found)[:, list(points)], np.asarray(goals))
 
-    count = search.sampling.trajectories
     return Experiment(
         init=init,
         update=update,
@@ -124,7 +126,8 @@ def reinforcement(
         steps=search.steps,
         points=points,
         learner=search.learner,
-        protocol=f"mean undiscounted return of {count} new trajectories",
+        protocol=f"mean undiscounted return of {count} new trajectories after each "
+        f"update; {count} trajectories for an update",
         facts={
             "horizon": search.env.horizon,
             "environment_steps": search.environment_steps,
