@@ -9,10 +9,11 @@ Timed is the whole step of the run's last epoch (sampling from a bank on the dev
 adaptation, meta-gradient, Adam), `training.iterations_per_dispatch` meta-iterations in
 a dispatch: median_s, min_s and max_s are seconds of one. gflop counts the products and
 convolutions of one, matmul_share is their rate relative to a large float32 product
-timed in turn with them; of policy search, where a line search has no fixed length,
-env_steps_per_s says how fast experience is made and learned from. program_mib is the
-compiler's account of a device's memory, peak_mib the resident memory of this process,
-device_mib the peak on the device.
+timed in turn with them. Of policy search, whose line search has no fixed length, steps
+of the environment count instead: trained_steps_per_s is how fast they are made and
+learned from, env_steps_per_s how fast a policy makes them in all tasks at once, nothing
+learned. program_mib is the compiler's account of a device's memory, peak_mib the
+resident memory of this process, device_mib the peak on the device.
 """
 
 import json
@@ -49,6 +50,10 @@ def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
         "step": lambda: measure.seconds(step.run) / step.iterations,
         "product": lambda: measure.seconds(product),
     }
+    collection = None
+    if config.problem == "reinforcement":
+        collection = measure.collection(config, experiment)
+        calls["collection"] = lambda: measure.seconds(collection.run)
     measure.alternate(1, **calls)  # what only the first call costs
     if peer:
         calls["peer"] = lambda: run_json(peer)[-1]
@@ -64,17 +69,25 @@ def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
         **measure.memory_peaks(),
     }
     if "gflop" in step.facts:
-        gflop = step.facts["gflop"]
-        speed = measure.median_ratio(taken["product"], taken["step"])
+        row |= arithmetic(step.facts["gflop"], product_gflop, taken)
+    if collection:
+        alone = statistics.median(taken["collection"])
         row |= {
-            "gflop": gflop,
-            "gflop_per_s": gflop / median,
-            "matmul_gflop_per_s": product_gflop / statistics.median(taken["product"]),
-            "matmul_share": gflop / product_gflop * speed,
+            "trained_steps_per_s": experiment.facts["environment_steps"] / median,
+            "env_steps_per_s": collection.steps / alone,
         }
-    if "environment_steps" in experiment.facts:
-        row["env_steps_per_s"] = experiment.facts["environment_steps"] / median
     return row | (compared(row, taken["step"], taken["peer"]) if peer else {})
+
+
+def arithmetic(gflop: float, product_gflop: float, taken: dict[str, list]) -> Row:
+    """Return the step's rate of operations, and relative to the matrix product's."""
+    speed = measure.median_ratio(taken["product"], taken["step"])
+    return {
+        "gflop": gflop,
+        "gflop_per_s": gflop / statistics.median(taken["step"]),
+        "matmul_gflop_per_s": product_gflop / statistics.median(taken["product"]),
+        "matmul_share": gflop / product_gflop * speed,
+    }
 
 
 def compared(row: Row, ours: list[float], peers: list[Row]) -> Row:

@@ -18,8 +18,10 @@ from l2f_jax.outer import TrainState, make_update
 from l2f_jax.parallel import task_mesh, tasks_at_once
 from l2f_jax.problems import Experiment
 from l2f_jax.problems.classification import method
+from l2f_jax.problems.reinforcement import method as policy_search
 from l2f_jax.problems.supervised import objective
-from l2f_jax.types import Batch, Episode
+from l2f_jax.rl.rollout import rollouts
+from l2f_jax.types import Batch, Episode, Params
 
 MIB = 2**20
 
@@ -107,6 +109,38 @@ def alternate(repeats: int, **calls: Callable[[], Any]) -> dict[str, list[Any]]:
 def median_ratio(a: list[float], b: list[float]) -> float:
     """Return the median of a / b, pair by pair."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+class Collection(NamedTuple):
+    """What acts in all tasks of a meta-iteration once, and learns nothing.
+
+    run() takes `steps` steps of the environment, those after an early end included.
+    """
+
+    run: Callable[[], Any]
+    steps: int
+
+
+def collection(config: ConfigDict, experiment: Experiment) -> Collection:
+    """Return the collection of one set of trajectories a task, by the first policy."""
+    names = "env model learner transform sampling optimiser training".split()
+    search = policy_search(**{name: config[name] for name in names})
+    tasks, sampling = search.schedule.tasks, search.sampling
+
+    @jax.jit
+    def collect(params: Params, keys: jax.Array):
+        def one(key: jax.Array):
+            task_key, key = jax.random.split(key)
+            task = search.env.sample_task(task_key)
+            # Without the advantages, which nobody asks for, no baseline is fitted.
+            return rollouts(search.env, search.policy, sampling, task)(params, key)[:-1]
+
+        return jax.vmap(one)(keys)
+
+    params = experiment.init(0).meta.params
+    keys = jax.random.split(jax.random.key(0), tasks)
+    steps = tasks * sampling.trajectories * search.env.horizon
+    return Collection(lambda: collect(params, keys), steps)
 
 
 def matrix_product() -> tuple[Callable[[], Any], float]:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.regression import sinusoid
+from configs.rl import navigation
 from experiments import measure
 from experiments.benchmark import benchmark, orders, run_json, sweep, synthesise
 from experiments.flops import flops
@@ -116,6 +118,47 @@ def test_row_of_a_config_and_a_peer():
     assert math.isclose(row["memory_ratio"], row["peak_mib"] / 100)
     # The images of the training classes are an argument: 227 x 20 x 28 x 28 bytes.
     assert 3.4 < row["program_mib"] < row["peak_mib"]
+
+
+TIMES = {"compile_s", "median_s", "min_s", "max_s", "tasks_per_s"}
+MEMORY = {"program_mib", "peak_mib"}
+PRODUCTS = {"gflop", "gflop_per_s", "matmul_gflop_per_s", "matmul_share"}
+EXPERIENCE = {"trained_steps_per_s", "env_steps_per_s"}
+
+
+def tiny_navigation():
+    config = navigation.get_config("maml")
+    config.env.horizon, config.sampling.trajectories = 3, 2
+    config.model.hidden, config.training.tasks = (4,), 2
+    return config
+
+
+def tiny_sinusoid():
+    config = sinusoid.get_config()
+    config.model.hidden = (4,)
+    config.training.update({"tasks": 2, "seeds": 2, "iterations_per_dispatch": 2})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "own"), [(tiny_navigation, EXPERIENCE), (tiny_sinusoid, PRODUCTS)]
+)
+def test_row_of_another_domain(config, own):
+    row = benchmark(config(), repeats=2)
+    assert row.keys() - {"device_mib"} == TIMES | MEMORY | own
+    assert all(value > 0 for value in row.values())
+    if own == EXPERIENCE:
+        # 2 tasks x 2 trajectories x 3 steps, before and after one inner step.
+        assert math.isclose(row["trained_steps_per_s"], 2 * 12 / row["median_s"])
+
+
+def test_collected_are_whole_trajectories_of_different_tasks():
+    config = tiny_navigation()
+    run, steps = measure.collection(config, build(config))
+    observations, actions, rewards, mask = run()
+    assert steps == mask.size == 2 * 2 * 3
+    assert observations.shape == actions.shape == (2, 2, 3, 2)
+    assert len(set(rewards.ravel().tolist())) == steps
 
 
 def test_first_order_needs_less():
