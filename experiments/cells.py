@@ -2,7 +2,8 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.tables import Cell
-from experiments.evaluate import by_task, newest_state, read_config
+from experiments.identity import check_same, newest_step
+from experiments.scores import judged
 from experiments.train import train
-from l2f_jax.problems import Score, build
+from l2f_jax.problems import Score
 
 OFFICIAL = 50_000  # iterations of MAML in the official configs
 
@@ -25,6 +27,8 @@ def resize(config: ConfigDict, budget: int) -> None:
     10 epochs, so that validation has something to choose from.
     """
     training = config.training
+    if training.iterations == 1:  # a baseline that is not trained
+        return
     per_epoch = min(training.iterations_per_epoch, max(budget // 10, 1))
     for name in ("first_order_epochs", "multi_step_epochs"):
         if name in training:
@@ -48,15 +52,21 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
     return runs
 
 
-def train_missing(runs: dict[Path, ConfigDict]) -> bool:
-    """Train what no other process has; say whether nothing interrupted it."""
+def train_missing(runs: Mapping[Path, ConfigDict]) -> bool:
+    """Train what no other process has; say whether nothing interrupted it.
+
+    A run that diverges is left as it is, which is said, and the others are trained.
+    """
     for run, config in runs.items():
         if other := config.transform.get("prototypes"):
             with taken(Path(other), wait=True):
                 pass  # whoever trains it has finished
         with taken(run) as mine:
-            if mine and not train(config, run):
-                return False
+            try:
+                if mine and not train(config, run):
+                    return False
+            except FloatingPointError as error:
+                print(f"{run}: {error}", file=sys.stderr)
     return True
 
 
@@ -78,42 +88,38 @@ def taken(run: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 class Result(NamedTuple):
-    """A trained cell's scores on the test tasks, [seeds, tasks, points].
+    """A trained cell's scores on the test tasks: name -> [seeds, tasks, points].
 
-    steps: inner steps trained with.  iterations: of the shortest run.
+    "last" is of the last checkpoints, "ensemble" of the best by validation.
+    steps: inner steps trained with.  iterations: of every run.
     """
 
-    scores: np.ndarray
+    scores: dict[str, np.ndarray]
     points: tuple[int, ...]
     score: Score
     steps: int
     iterations: int
+    protocol: str
 
 
-def judge(runs: Sequence[Path]) -> Result | None:
-    """Test the last checkpoint of each run of a cell; None if one is not complete."""
-    found = [_judge(run) for run in runs]
-    if not all(found):
-        return None
-    scores = np.concatenate([result.scores for result in found])
-    iterations = min(result.iterations for result in found)
-    return found[0]._replace(scores=scores, iterations=iterations)
+def judge(runs: Mapping[Path, ConfigDict]) -> Result | None:
+    """Test the runs of a cell, or read their scores; None if one is not complete.
 
-
-def _judge(run: Path) -> Result | None:
-    if not (run / "run.json").exists():
-        return None
-    config = read_config(run)
-    experiment = build(config)
-    state = newest_state(run, experiment, config.seed, config.training.iterations)
-    if state is None:
-        return None
-    tasks = experiment.evaluation.test_tasks
-    predictions = experiment.predict(state.meta, state.stats, "test", tasks)
-    return Result(
-        by_task(experiment, predictions),
-        experiment.points,
-        experiment.score,
-        experiment.steps,
-        int(state.step),
-    )
+    Raises ValueError where a directory holds a run of another config.
+    """
+    for run, config in runs.items():
+        if (run / "run.json").exists():
+            check_same(run, config)
+        if newest_step(run) < config.training.iterations:
+            return None
+    found = [
+        judged(run, tasks=config.evaluation.test_tasks) for run, config in runs.items()
+    ]
+    scores = {"last": np.concatenate([e.scores["last"] for e in found])}
+    names = [e.ensemble for e in found]
+    if all(names):
+        parts = [e.scores[name] for e, name in zip(found, names, strict=True)]
+        scores["ensemble"] = np.concatenate(parts)
+    iterations = max(e.checkpoints["last"][0] for e in found)
+    e = found[0]
+    return Result(scores, e.points, e.score, e.steps, iterations, e.protocol)

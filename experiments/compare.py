@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments import launch, plots
-from experiments.evaluate import evaluate, record, show
+from experiments.evaluate import show
+from experiments.scores import judged
 from experiments.train import train
 
 
@@ -39,9 +40,7 @@ def main() -> None:
         if not train(config, runs[name]):
             raise SystemExit(128 + signal.SIGTERM)
     # What the others are compared with comes first.
-    evaluations = [evaluate(runs[name]) for name in ("maml", "l2f")]
-    for evaluation in evaluations:
-        record(evaluation)
+    evaluations = [judged(runs[name]) for name in ("maml", "l2f")]
     show(evaluations, Console())
     figure = folder / "comparison.png"
     plots.comparison(evaluations, figure)

@@ -4,9 +4,11 @@
     python experiments/figures.py --figure=3d runs/icons/l2f --out=gammas.png
 
 Draws a figure with all its panels, or one panel alone; the numbers go beside the
-picture, as JSON. Figures 2 and 3 are of classification, 4 of regression, 5 of policy
-search. Panels over training take the start and every checkpoint that is there: train
-with --config.training.keep_every=1 for one of each epoch.
+picture, as JSON. Figures 2 and 3 are of classification, 4 of regression (the paper's
+4a or 4b, as the runs' ranges are the same or disjoint), 5 of policy search (one of the
+paper's panels, as the runs' environment is). Panels over training take the start and
+every checkpoint that is there: train with --config.training.keep_every=1 for one of
+each epoch.
 """
 
 import argparse
@@ -17,9 +19,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from experiments import behaviour, launch, motion, panels, plots
-from experiments.evaluate import read_config, set_up
+from experiments.evaluate import set_up
+from experiments.identity import check_comparable
 from experiments.recording import environment, write_json
-from experiments.train import differences
+from l2f_jax.problems.saved import read_record
 
 FORMATS = (".png", ".pdf", ".svg")
 IMAGES, WAVES, POLICIES = "classification", "regression", "reinforcement"
@@ -71,7 +74,7 @@ def chosen_panels(figure: str) -> dict[str, Panel]:
 
 
 def check_runs(chosen: dict[str, Panel], configs: dict[Path, ConfigDict]) -> None:
-    """Raise ValueError unless every panel can show the runs, side by side."""
+    """Raise ValueError unless every panel can show the runs."""
     for name, panel in chosen.items():
         for run, config in configs.items():
             if config.problem != panel.problem:
@@ -79,18 +82,16 @@ def check_runs(chosen: dict[str, Panel], configs: dict[Path, ConfigDict]) -> Non
                     f"{run} is a run of {config.problem}; figure {name} shows runs of "
                     f"{panel.problem}"
                 )
+            if config.learner.get("name") == "protonet":
+                raise ValueError(
+                    f"{run} is of a prototypical network, which has no inner loop for "
+                    f"figure {name} to show"
+                )
         transforms = {config.transform.name for config in configs.values()}
         if panel.gammas and transforms == {"identity"}:
             raise ValueError(
                 f"figure {name} shows gammas, but `transform.name` is 'identity' in "
                 f"{', '.join(map(str, configs))}"
-            )
-    first, *others = configs
-    for run in others:
-        pair = (configs[x].get("data", ConfigDict()).to_dict() for x in (first, run))
-        for key, a, b in differences(*pair):
-            raise ValueError(
-                f"{first} and {run} have different tasks: data.{key} is {a!r} and {b!r}"
             )
 
 
@@ -132,13 +133,15 @@ def main() -> None:
     out = options.out or options.runs[0] / f"figure_{options.figure}.png"
     if options.tasks < 2:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 2")
-    configs = {run: read_config(run) for run in options.runs}
+    records = {run: read_record(run) for run in options.runs}
+    configs = {run: ConfigDict(found["config"]) for run, found in records.items()}
     if out.suffix not in FORMATS or not out.parent.is_dir():
         raise ValueError(
             f"--out ({out}) must be a file in a folder that exists, named "
             f"*{' or *'.join(FORMATS)}"
         )
     check_runs(chosen, configs)
+    check_comparable(records)
     set_up(options.runs)
     runs = [panels.load(run, config) for run, config in configs.items()]
     numbers = measured(chosen, runs, options.tasks)

@@ -40,17 +40,19 @@ def run(main: Callable[[], None]) -> None:
 def guard(main: Callable[[], None]) -> None:
     """Run `main`; a user's mistake ends in one line and exit code 2.
 
-    A mistake is what raises ValueError or OSError; anything else is a defect of the
-    program and keeps its traceback, as everything does with L2F_JAX_TRACEBACK=1.
+    A mistake is what raises ValueError or OSError; a run that diverges raises
+    FloatingPointError and ends in one line and exit code 1. Anything else is a defect
+    of the program and keeps its traceback, as everything does with
+    L2F_JAX_TRACEBACK=1.
     """
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("L2F_JAX_TRACEBACK"):
             raise
         message = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
 
 
 def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import newest_state
+from experiments.scores import newest_state
 from l2f_jax.analysis import (
     attenuate_tensor,
     conflict,

@@ -15,9 +15,8 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator
 
-from experiments.evaluate import Evaluation
 from experiments.recording import read_metrics
-from l2f_jax.evaluation import Interval, interval
+from experiments.scores import Evaluation
 from l2f_jax.problems import Score
 
 
@@ -32,24 +31,19 @@ def learning_curves(runs: Mapping[str, Path], score: Score, axes: plt.Axes) -> N
     axes.legend(frameon=False)
 
 
-def adaptation(
-    runs: Mapping[str, tuple[Sequence[int], Sequence[Interval]]],
-    score: Score,
-    split: str,
-    axes: plt.Axes,
-) -> None:
-    """Draw scores against inner steps with 95 % intervals: name -> (steps, scores)."""
-    scale = 100 if score.percent else 1
-    for name, (points, scores) in runs.items():
+def adaptation(evaluations: Mapping[str, Evaluation], axes: plt.Axes) -> None:
+    """Draw the last checkpoints' scores against inner steps, with 95 % intervals."""
+    for name, e in evaluations.items():
+        scale, found = 100 if e.score.percent else 1, e.curve()
         axes.errorbar(
-            points,
-            [scale * s.mean for s in scores],
-            [scale * s.half for s in scores],
+            e.points,
+            [scale * value.mean for value in found],
+            [scale * value.half for value in found],
             marker=".",
             capsize=3,
             label=name,
         )
-    axes.set(xlabel="inner steps", ylabel=f"{split} {label(score)}")
+        axes.set(xlabel="inner steps", ylabel=f"{e.split} {label(e.score)}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -60,14 +54,10 @@ def label(score: Score) -> str:
 
 def comparison(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Write one figure with both panels, for the last checkpoint of each run."""
-    score, split = evaluations[0].score, evaluations[0].split
-    last = {
-        e.run.name: (e.points, [interval(column) for column in e.scores["last"].T])
-        for e in evaluations
-    }
+    runs = {e.run.name: e.run for e in evaluations}
     with grid(2, path) as (left, right):
-        learning_curves({e.run.name: e.run for e in evaluations}, score, left)
-        adaptation(last, score, split, right)
+        learning_curves(runs, evaluations[0].score, left)
+        adaptation({e.run.name: e for e in evaluations}, right)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from experiments.evaluate import set_up
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
 from experiments.runs import Run, gammas, is_attenuated, open_runs
-from l2f_jax.evaluation import Interval, paired
+from l2f_jax.evaluation import Interval
 
 EPISODES = 2  # that are drawn
 
@@ -41,22 +41,24 @@ def scores(runs: Sequence[Run], split: str) -> Iterator[Block]:
     """Show each run's scores, and their differences from the first run's."""
     first, score = runs[0], runs[0].experiment.score
     yield Text(
-        f"Mean {score.name} over the same {first.scores()[0].tasks} {split} tasks and "
-        "its 95 % interval. Best is by validation; an ensemble averages the outputs of "
-        "the best. Differences are taken task by task."
+        f"Mean {score.name} over the same {first.evaluation.tasks} {split} tasks and "
+        "its 95 % interval, after the inner steps of training. Best is by validation; "
+        "an ensemble averages the outputs of the best. Differences are taken task by "
+        "task."
     )
     head = ["run", "checkpoint", "inner steps", plots.label(score)]
     head += [f"difference from {first.name}"] * (len(runs) > 1)
     rows = []
     for run in runs:
-        for name, found in run.evaluation["results"].items():
-            steps = ", ".join(map(str, found["steps"]))
-            row = [run.name, f"{name} (step {steps})", str(run.points[-1])]
-            row += [_number(run, run.scores(name)[-1]), _gap(run, first, name)]
+        e = run.evaluation
+        for name, found in e.checkpoints.items():
+            at = ", ".join(map(str, found))
+            row = [run.name, f"{name} (step {at})", str(e.steps)]
+            row += [_number(run, e.interval(name)), _gap(run, first, name)]
             rows.append(row[: len(head)])
     yield Table(head, rows, names=2)
     yield Text("The last checkpoints, after each number of inner steps:")
-    points = sorted({point for run in runs for point in run.points})
+    points = sorted({point for run in runs for point in run.evaluation.points})
     rows = [[run.name, *_by_point(run, points)] for run in runs]
     yield Table(["run", *map(str, points)], rows)
 
@@ -67,17 +69,14 @@ def _number(run: Run, value: Interval) -> str:
 
 def _gap(run: Run, first: Run, checkpoint: str) -> str:
     """Write the difference from the first run, if there is one."""
-    other = first.evaluation["results"].get(checkpoint)
-    if run is first or other is None:
-        return ""
-    own = run.evaluation["results"][checkpoint]["tasks"]
-    return _number(run, paired(np.array(own), np.array(other["tasks"])))
+    gap = run.evaluation.gap(first.evaluation, checkpoint)
+    return "" if run is first or gap is None else _number(run, gap)
 
 
 def _by_point(run: Run, points: Sequence[int]) -> Iterator[str]:
-    known = dict(zip(run.points, run.scores(), strict=True))
+    e = run.evaluation
     for point in points:
-        yield _number(run, known[point]) if point in known else ""
+        yield _number(run, e.interval(point=point)) if point in e.points else ""
 
 
 def curves(runs: Sequence[Run], split: str) -> Block:
@@ -87,8 +86,7 @@ def curves(runs: Sequence[Run], split: str) -> Block:
         figure = Figure(figsize=(8, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         plots.learning_curves({run.name: run.path for run in runs}, score, left)
-        last = {run.name: (run.points, run.scores()) for run in runs}
-        plots.adaptation(last, score, split, right)
+        plots.adaptation({run.name: run.evaluation for run in runs}, right)
         plots.plain(left, right)
         return page.picture(
             "curves",

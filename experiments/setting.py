@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from experiments.identity import differences
 from experiments.page import Block, Code, Table, Text
 from experiments.runs import Run
-from experiments.train import differences
 from l2f_jax.data.bank import SPLITS
 
 
@@ -90,7 +90,7 @@ def surroundings(runs: Sequence[Run]) -> Iterator[Block]:
     commands = [
         shlex.join(["python", *command])
         for run in runs
-        for command in (run.record["command"], run.evaluation["command"])
+        for command in (run.record["command"], run.evaluation.made["command"])
     ]
     yield Code("\n\n".join(dict.fromkeys(commands)))
 
@@ -99,7 +99,7 @@ def _machine(run: Run) -> dict[str, str]:
     found = run.record
     return {
         "trained on": found["device"],
-        "tested on": run.evaluation["device"],
+        "tested on": run.evaluation.made["device"],
         "processes": str(found["processes"]),
         "python": found["python"],
         **found["versions"],

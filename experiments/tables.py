@@ -14,7 +14,7 @@ import argparse
 import fnmatch
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,18 @@ from experiments import launch
 from experiments.cells import Result, judge, members, resize, train_missing
 from experiments.recording import environment, write_json, write_text
 from l2f_jax.evaluation import interval, paired
+from l2f_jax.problems import Score
+
+NOTHING = Score("score", np.mean)  # of a table whose cells are all missing
 
 
-def described(results: dict[str, Result | None], cell: Cell) -> dict | None:
+def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
     """Return what is known of a cell after each number of inner steps.
 
-    mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
-    median: over tasks and seeds.  above_100: the share of tasks and seeds with an error
-    above 100 or no number.  difference: from the other cell, on the same tasks.
+    last, ensemble: of these checkpoints,
+      mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
+      median: over tasks and seeds.  above_100: the share of tasks and seeds with a
+      score above 100 or no number.  difference: from the other cell, on the same tasks.
     """
     result, other = results[cell.name], results.get(cell.against)
     if result is None:
@@ -41,58 +45,108 @@ def described(results: dict[str, Result | None], cell: Cell) -> dict | None:
     rows: dict[str, Any] = {"iterations": result.iterations, "steps": result.steps}
     rows["after"] = {}
     for i, point in enumerate(result.points):
-        scores = result.scores[:, :, i]
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = interval(scores.mean(0))
-            row: dict[str, Any] = {
-                "mean": mean.mean,
-                "half": mean.half,
-                "seeds": scores.mean(1).tolist(),
-                "median": float(np.median(np.nan_to_num(scores, nan=np.inf))),
-                "above_100": float((~(scores <= 100)).mean()),
-            }
-            if other is not None and other.scores.shape == result.scores.shape:
-                gap = paired(scores.mean(0), other.scores[:, :, i].mean(0))
-                row["difference"] = gap.mean, gap.half
-        rows["after"][str(point)] = row
+        rows["after"][str(point)] = row = {}
+        for name, scores in result.scores.items():
+            row[name] = _described(scores[:, :, i])
+            if other is None or name not in other.scores or point not in other.points:
+                continue
+            column = other.scores[name][:, :, other.points.index(point)]
+            gap = paired(scores[:, :, i].mean(0), column.mean(0))
+            row[name]["difference"] = gap.mean, gap.half
     return rows
 
 
-def markdown(cells: Sequence[Cell], found: dict[str, dict | None], share: bool) -> str:
+def _described(scores: np.ndarray) -> dict[str, Any]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = interval(scores.mean(0))
+        return {
+            "mean": mean.mean,
+            "half": mean.half,
+            "seeds": scores.mean(1).tolist(),
+            "median": float(np.median(np.nan_to_num(scores, nan=np.inf))),
+            "above_100": float((~(scores <= 100)).mean()),
+        }
+
+
+def markdown(
+    cells: Sequence[Cell], found: Mapping[str, dict | None], score: Score
+) -> str:
     """Write the table.
 
-    Args:
-      share: scores are shares, written in percent, after the trained number of inner
-        steps; else errors, after each number, with what heavy tails ask for.
+    Shares are in percent, after the trained number of inner steps, of the last
+    checkpoint and of the ensemble of the best; others after each number of steps, and
+    errors with what heavy tails ask for.
     """
-    heavy = [] if share else ["median", "> 100"]
-    names = ["cell", "steps", "mean ± 95 %", "seeds", *heavy, "paper", "difference"]
+    columns = ["steps", "last", "seeds", "difference"]
+    if score.percent:
+        columns += ["ensemble", "its difference"]
+    if score.name == "mse":
+        columns += ["median", "> 100"]
+    names = ["cell", *columns, "paper"]
     lines = [names, ["---"] * len(names)]
     for cell in cells:
         rows = found[cell.name]
         if rows is None:
             lines.append([cell.name, "", "missing", *[""] * (len(names) - 3)])
             continue
-        after = rows["after"]
-        for point in [str(rows["steps"])] if share else after:
-            lines.append([cell.name, point, *_texts(cell, point, after[point], share)])
+        points = [str(rows["steps"])] if score.percent else rows["after"]
+        for point in points:
+            texts = _texts(cell, point, rows["after"][point], score)
+            lines.append([texts[name] for name in names])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _texts(cell: Cell, point: str, row: dict[str, Any], share: bool) -> list[str]:
+def _texts(
+    cell: Cell, point: str, row: Mapping[str, Any], score: Score
+) -> dict[str, str]:
     def text(value: float) -> str:
-        return f"{100 * value:.2f}" if share else number(value)
+        return f"{100 * value:.2f}" if score.percent else number(value)
 
-    least, most = (text(f(row["seeds"])) for f in (np.min, np.max))
-    heavy = [number(row["median"]), f"{100 * row['above_100']:.2f} %"]
-    gap, paper = row.get("difference"), cell.paper.get(int(point))
-    return [
-        f"{text(row['mean'])} ± {text(row['half'])}",
-        least if least == most else f"{least} .. {most}",
-        *([] if share else heavy),
-        "" if paper is None else f"{100 * paper:.2f}" if share else str(paper),
-        "" if gap is None else f"{text(gap[0])} ± {text(gap[1])}",
-    ]
+    def difference(part: Mapping[str, Any]) -> str:
+        if "difference" not in part:
+            return ""
+        mean, half = part["difference"]
+        return f"{text(mean)} ± {text(half)} from {cell.against}"
+
+    last, paper = row["last"], cell.paper.get(int(point))
+    least, most = (text(f(last["seeds"])) for f in (np.min, np.max))
+    ensemble = row.get("ensemble")
+    return {
+        "cell": cell.name,
+        "steps": point,
+        "last": f"{text(last['mean'])} ± {text(last['half'])}",
+        "seeds": least if least == most else f"{least} .. {most}",
+        "difference": difference(last),
+        "ensemble": (
+            f"{text(ensemble['mean'])} ± {text(ensemble['half'])}" if ensemble else ""
+        ),
+        "its difference": difference(ensemble) if ensemble else "",
+        "median": number(last["median"]),
+        "> 100": f"{100 * last['above_100']:.2f} %",
+        "paper": "" if paper is None else text(paper),
+    }
+
+
+def heading(
+    table: str, data: str, results: Mapping[str, Result | None], paper: str
+) -> str:
+    """Say what the numbers of a table are of."""
+    done = [result for result in results.values() if result]
+    if not done:
+        return f"Table {table}: no cell is complete."
+    seeds, tasks, _ = done[0].scores["last"].shape
+    iterations = sorted({result.iterations for result in done})
+    length = f"{iterations[0]:,}"
+    if len(iterations) > 1:
+        length += f" to {iterations[-1]:,}"
+    first = done[0]
+    unit = f"{first.score.name} in %" if first.score.percent else first.score.name
+    where = f" on {data}" if data else ""
+    return (
+        f"Table {table}{where}: {unit}, mean ± 95 % interval over {tasks} test tasks "
+        f"of the mean of {seeds} seeds (least .. most of a seed); {length} iterations; "
+        f"{first.protocol}. Paper: {paper}."
+    )
 
 
 def number(value: float) -> str:
@@ -106,7 +160,7 @@ def chosen_cells(table: str, data: str, pattern: str) -> list[Cell]:
     """
     if table not in TABLES:
         raise ValueError(f"--table ({table!r}) must be one of {', '.join(TABLES)}")
-    cells = list(TABLES[table](data))
+    cells = list(TABLES[table].cells(data))
     matching = [cell for cell in cells if fnmatch.fnmatch(cell.name, pattern)]
     if not matching:
         names = ", ".join(cell.name for cell in cells)
@@ -154,14 +208,18 @@ def main() -> None:
     for cell in cells:
         if not options.print_only and not train_missing(runs[cell.name]):
             raise SystemExit(128 + signal.SIGTERM)
-    results = {name: judge(list(parts)) for name, parts in runs.items()}
+    results = {name: judge(parts) for name, parts in runs.items()}
     found = {cell.name: described(results, cell) for cell in cells}
-    share = any(result.score.percent for result in results.values() if result)
-    text = markdown(cells, found, share)
+    table = TABLES[options.table]
+    data = options.data or table.data
+    head = heading(options.table, data, results, table.paper)
+    score = next((r.score for r in results.values() if r), NOTHING)
+    text = f"{head}\n\n{markdown(cells, found, score)}"
     options.run.mkdir(parents=True, exist_ok=True)
     stem = options.run / f"table_{options.table}"
     write_text(stem.with_suffix(".md"), text + "\n")
-    record = {"table": options.table, "cells": found, **environment()}
+    record = {"table": options.table, "heading": head, "cells": found}
+    record |= environment()
     write_json(stem.with_suffix(".json"), record)
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
 

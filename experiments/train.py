@@ -6,7 +6,6 @@
 Started again with the same arguments, it goes on where it was interrupted, bit for bit.
 """
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments import launch
+from experiments.identity import check_same, resolved
 from experiments.recording import Recorder, environment, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import interval
@@ -155,43 +155,20 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     if jax.process_index() != 0:
         return
     run.mkdir(parents=True, exist_ok=True)
-    path, resolved = run / "run.json", json.loads(config.to_json())
+    path = run / "run.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key, old, new in differences(before["config"], resolved):
-            outer = config.optimiser  # a trust region has no rate
-            constant = outer.get("lr") == outer.get("min_lr")
-            longer = key == "training.iterations" and constant
-            if key != "training.keep_every" and not longer:
-                raise ValueError(
-                    f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "
-                    "--run, or the same config to resume it"
-                )
+        outer = config.optimiser  # a trust region has no rate
+        check_same(run, config, longer=outer.get("lr") == outer.get("min_lr"))
     elif any(run.iterdir()):
         raise ValueError(
             f"--run ({run}) holds files but no run.json; name a new folder"
         )
-    record = {"config": resolved, "data": experiment.facts, **environment()}
+    record = {"config": resolved(config), "data": experiment.facts, **environment()}
     write_json(path, {"protocol": experiment.protocol, **record})
 
 
-def differences(old: dict, new: dict, prefix: str = ""):
-    """Yield (key, old value, new value) where two resolved configs differ."""
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
-
-
 def main() -> None:
-    run = Path(flags.FLAGS.run)
-    try:
-        complete = train(launch.config(), run)
-    except FloatingPointError as error:
-        raise SystemExit(f"train.py: {error}") from error
-    if not complete:
+    if not train(launch.config(), Path(flags.FLAGS.run)):
         raise SystemExit(128 + signal.SIGTERM)
 
 

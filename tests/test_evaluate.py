@@ -2,13 +2,15 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import evaluate as program
-from experiments.evaluate import Evaluation, evaluate, record, show
+from experiments.evaluate import show
+from experiments.scores import Evaluation, evaluate, judged
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
@@ -50,34 +52,62 @@ def test_scores_are_of_the_last_the_best_and_the_mean_of_the_best(run):
     }
     assert found.scores.keys() == expected.keys()
     for name, scores in expected.items():
-        np.testing.assert_allclose(found.scores[name], scores, rtol=1e-6)
+        np.testing.assert_allclose(found.scores[name], scores[None], rtol=1e-6)
 
 
 def test_the_record_holds_intervals_and_every_task(run):
     found = evaluate(run, "val", tasks=6)
-    record(found)
     written = json.loads((run / "evaluation_val.json").read_text())
     last = written["results"]["last"]
     assert last["steps"] == found.checkpoints["last"]
-    np.testing.assert_allclose(last["tasks"], found.scores["last"][:, -1], atol=1e-6)
+    np.testing.assert_allclose(last["tasks"], found.scores["last"][0, :, -1], atol=1e-6)
     means = [after["mean"] for after in last["after"]]
-    np.testing.assert_allclose(means, found.scores["last"].mean(0))
+    np.testing.assert_allclose(means, found.scores["last"].mean((0, 1)))
     assert written["inner_steps"] == list(found.points)
 
 
-def test_differences_are_from_the_first(tmp_path):
-    low, high = np.array([[0.25], [0.5]]), np.array([[0.5], [0.75]])
+def test_what_is_recorded_is_not_computed_again(run, monkeypatch):
+    found = evaluate(run, "val", tasks=6)
+    monkeypatch.setattr("experiments.scores.evaluate", lambda *_: pytest.fail("again"))
+    for again in (judged(run, "val"), judged(run, "val", tasks=6)):
+        assert again._replace(scores={}) == found._replace(scores={}, score=again.score)
+        for name, scores in found.scores.items():
+            np.testing.assert_array_equal(again.scores[name], scores)
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        judged(run, "val", tasks=5)
+
+
+def evaluation(name, *seeds, points=(1,), steps=1):
+    """Scores of two tasks."""
+    scores = {"last": np.array(seeds)}
     score = Score("accuracy", np.mean, True)
+    facts = Path(name), "test", score, points, steps, "one by one"
+    return Evaluation(*facts, scores, {"last": [7]}, {})
 
-    def judged(name, scores):
-        parts = "test", score, (1,), "one by one", {"last": scores}, {"last": [7]}
-        return Evaluation(tmp_path / name, *parts)
 
+def test_differences_are_from_the_first_after_each_number_of_steps():
+    a = evaluation("maml", [[0.0, 0.25], [0.25, 0.5]], points=(0, 1))
+    b = evaluation("l2f", [[0.0, 0.5], [0.25, 0.75]], points=(0, 1))
+    assert b.gap(a) == b.gap(a, point=1) == (0.25, 0.0, 2)
+    assert b.gap(a, point=0) == (0.0, 0.0, 2)
     text = io.StringIO()
-    show([judged("maml", low), judged("l2f", high)], Console(file=text, width=500))
-    *_, heading, difference = text.getvalue().splitlines()
-    assert heading.startswith(f"{tmp_path / 'l2f'} - {tmp_path / 'maml'}, paired")
-    assert difference.strip() == "last: 25.00 +- 0.00"
+    show([a, b], Console(file=text, width=500))
+    heading, table = text.getvalue().split("l2f - maml, paired over the same tasks")
+    cells = [line.split("\u2502")[1:-1] for line in table.splitlines()]
+    shown = [[cell.strip() for cell in row] for row in cells if row]
+    assert shown == [["0", "0.00 +- 0.00"], ["1", "25.00 +- 0.00"]]
+
+
+def test_a_difference_needs_the_same_tasks_and_steps():
+    a = evaluation("a", [[0.0], [0.5]])
+    assert a.gap(evaluation("b", [[0.0]])) is None
+    assert a.gap(a, "ensemble of 3") is None and a.gap(a, point=2) is None
+
+
+def test_several_seeds_are_judged_by_their_mean():
+    a = evaluation("a", [[0.0], [0.5]], [[0.5], [1.0]])
+    np.testing.assert_allclose(a.by_task(), [0.25, 0.75])
+    assert a.interval().mean == 0.5 and a.tasks == 2
 
 
 @pytest.mark.parametrize(

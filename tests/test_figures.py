@@ -1,13 +1,16 @@
 """Figures: every panel of a toy run with its numbers, and mistakes in one line."""
 
 import json
+import shutil
 import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from configs.rl import half_cheetah
 from experiments import figures, panels
+from experiments.identity import resolved
 from experiments.train import claim, train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import build
@@ -58,7 +61,9 @@ def command(monkeypatch):
 def config_of(run, **changes):
     """Change keys of a run's record, given as section_key."""
     path = run / "run.json"
-    record = json.loads(path.read_text()) if path.exists() else {"config": {}}
+    record = (
+        json.loads(path.read_text()) if path.exists() else {"config": {}, "data": {}}
+    )
     for key, value in changes.items():
         section, _, last = key.partition("_")
         part = record["config"][section] if last else record["config"]
@@ -174,7 +179,8 @@ def test_run_of_another_problem_is_refused(tmp_path, command, capsys):
 
 
 def copied(run, folder):
-    config_of(folder, **json.loads((run / "run.json").read_text())["config"])
+    folder.mkdir()
+    shutil.copy(run / "run.json", folder)
     return folder
 
 
@@ -182,7 +188,27 @@ def test_runs_of_different_tasks_are_refused(runs, tmp_path, command, capsys):
     other = copied(runs / "maml", tmp_path / "other")
     config_of(other, data_shots=5)
     message = refusal(command, capsys, "--figure=2", runs / "l2f", other)
-    assert "have different tasks: data.shots is 1 and 5" in message
+    assert "not judged on the same tasks: `data.shots` is 1 in the one, 5" in message
+
+
+def test_other_augmentation_is_no_other_task(runs, tmp_path, command, capsys):
+    other = copied(runs / "maml", tmp_path / "other")
+    config_of(other, data_augment=["flip"])
+    message = refusal(command, capsys, "--figure=2", runs / "l2f", other)
+    assert "other is unfinished" in message  # which is looked at next
+
+
+def test_policies_of_different_worlds_are_refused(tmp_path, command, capsys):
+    for name, variants in (("a", "maml,direction"), ("b", "maml,velocity")):
+        config_of(tmp_path / name, **resolved(half_cheetah.get_config(variants)))
+    message = refusal(command, capsys, "--figure=5", tmp_path / "a", tmp_path / "b")
+    assert "not judged on the same tasks: `env.goal` is 'direction'" in message
+
+
+def test_a_network_without_an_inner_loop_is_refused(tmp_path, command, capsys):
+    config_of(tmp_path, **resolved(tiny.get_config("protonet")))
+    message = refusal(command, capsys, "--figure=2", tmp_path)
+    assert "is of a prototypical network, which has no inner loop for" in message
 
 
 def test_unfinished_runs_are_refused(runs, tmp_path, command, capsys):

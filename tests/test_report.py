@@ -18,11 +18,13 @@ import pytest
 from configs.regression import sinusoid
 from configs.rl import navigation
 from experiments import report, setting
-from experiments.evaluate import read_record
-from experiments.runs import check_comparable, gammas, last_state, open_runs
+from experiments.identity import check_comparable
+from experiments.runs import gammas, last_state, open_runs
 from experiments.samples import hits, samples
+from experiments.scores import evaluate
 from experiments.train import train
 from l2f_jax.data.bank import embedded_icons
+from l2f_jax.problems.saved import read_record
 from tests import tiny
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
@@ -244,12 +246,28 @@ def test_gammas_of_runs_with_other_tensors_leave_gaps():
 def test_recorded_scores_are_read_until_they_are_of_an_older_checkpoint(runs, tmp_path):
     run = Path(shutil.copytree(runs[0], tmp_path / "run"))
     content = evaluation(run)
-    content["results"]["last"]["after"][-1]["mean"] = 2.0
+    content["device"] = "another machine"
     (run / "evaluation_test.json").write_text(json.dumps(content))
-    assert open_runs([run])[0].scores()[-1].mean == 2
+    (opened,) = open_runs([run])
+    assert opened.evaluation.made["device"] == "another machine"
+    assert opened.evaluation.protocol == content["protocol"]
+    for name, found in evaluation(runs[0])["results"].items():
+        curve = [value._asdict() for value in opened.evaluation.curve(name)]
+        assert curve == found["after"]
+        assert opened.evaluation.checkpoints[name] == found["steps"]
     content["results"]["last"]["steps"] = [3]
     (run / "evaluation_test.json").write_text(json.dumps(content))
-    assert open_runs([run])[0].evaluation["results"] == evaluation(runs[0])["results"]
+    assert open_runs([run])[0].evaluation.made["device"] != "another machine"
+    assert evaluation(run)["results"] == evaluation(runs[0])["results"]
+
+
+def test_scores_of_another_evaluation_are_not_taken_for_these(runs, tmp_path):
+    run = Path(shutil.copytree(runs[0], tmp_path / "run"))
+    content = evaluation(run)
+    content["results"]["last"]["after"][-1]["mean"] = 2.0
+    (run / "evaluation_test.json").write_text(json.dumps(content))
+    open_runs([run])
+    assert evaluation(run)["results"] == evaluation(runs[0])["results"]
 
 
 def waves():
@@ -274,7 +292,9 @@ def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config):
     page = ElementTree.fromstring((tmp_path / "page.html").read_text("utf-8"))
     parts = ["Runs", "Test scores", "Curves", "Environment"]
     assert [h.text for h in page.iter("h2")] == parts
-    last = evaluation(run)["results"]["last"]["after"][-1]
+    content = evaluation(run)
+    at = content["inner_steps"].index(config.learner.steps)
+    last = content["results"]["last"]["after"][at]
     shown = f"{last['mean']:.4f} ±\N{NO-BREAK SPACE}{last['half']:.4f}"
     assert table(page, "run", "checkpoint")[0][3] == shown.replace("-", "−")
 
@@ -296,17 +316,15 @@ def test_runs_with_other_tasks_are_refused(runs, key, value, named):
     for part in path:
         section = section[part]
     section[last] = value
-    with pytest.raises(ValueError, match=f"both a and b: {named}"):
+    with pytest.raises(
+        ValueError, match=f"a and b are not judged on the same tasks: {named}"
+    ):
         check_comparable({Path("a"): a, Path("b"): b})
 
 
 def test_evaluations_on_other_numbers_of_tasks_are_refused(runs, folder, tmp_path):
     run = Path(shutil.copytree(runs[1], tmp_path / "run"))
-    content = evaluation(run)
-    for found in content["results"].values():
-        for entry in found["after"]:
-            entry["tasks"] = 5
-    (run / "evaluation_test.json").write_text(json.dumps(content))
+    evaluate(run, tasks=5)
     with pytest.raises(ValueError, match="judged on 6 tasks, .*run on 5; evaluate.py"):
         open_runs([runs[0], run])
 

@@ -14,6 +14,7 @@ import pytest
 from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
 from experiments.cells import Result, members, resize, taken
+from experiments.identity import resolved
 from experiments.recording import read_metrics
 from experiments.tables import chosen_cells, described, markdown
 from l2f_jax.problems import Score
@@ -21,43 +22,142 @@ from l2f_jax.problems import Score
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 
-def result(*means):
+MSE, SHARE = Score("mse", np.mean), Score("accuracy", np.mean, True)
+
+
+def result(*means, score=MSE, **others):
     """Two seeds, three tasks, one number of inner steps."""
-    scores = np.array([[m - 1, m, m + 1] for m in means], float)
-    return Result(scores[:, :, None], (1,), Score("mse", np.mean), 1, 7)
+    parts = {"last": means, **others}
+    scores = {
+        name: np.array([[m - 1, m, m + 1] for m in values], float)[:, :, None]
+        for name, values in parts.items()
+    }
+    return Result(scores, (1,), score, 1, 7, "one by one")
+
+
+def cell(name, against="", paper=None):
+    return Cell(name, None, against, paper or {})
+
+
+def rows(text):
+    return [line[2:-2].split(" | ") for line in text.splitlines()]
 
 
 def test_a_row_says_what_was_measured():
-    cells = [Cell("a", None, "", {}), Cell("b", None, "a", {1: 0.5})]
+    cells = [cell("a"), cell("b", "a", {1: 0.5})]
     results = {"a": result(2, 4), "b": result(1, 3)}
     found = {cell.name: described(results, cell) for cell in cells}
-    row = found["b"]["after"]["1"]
-    assert row["mean"] == 2 and row["seeds"] == [1, 3] and row["median"] == 2
-    assert row["difference"] == (-1, 0)
-    last = markdown(cells, found, share=False).splitlines()[-1]
-    assert last.startswith("| b | 1 | 2.000 ± ") and "| 0.5 | -1.000 ± 0.000 |" in last
+    last = found["b"]["after"]["1"]["last"]
+    assert last["mean"] == 2 and last["seeds"] == [1, 3] and last["median"] == 2
+    assert last["difference"] == (-1, 0)
+    head, _, _, shown = rows(markdown(cells, found, MSE))
+    shown = dict(zip(head, shown, strict=True))
+    assert shown["last"].startswith("2.000 ± ") and shown["paper"] == "0.500"
+    assert shown["difference"] == "-1.000 ± 0.000 from a" and shown["> 100"] == "0.00 %"
 
 
 def test_a_missing_cell_is_missing_and_no_number():
-    cell = Cell("a", None, "", {})
-    text = markdown([cell], {"a": described({"a": None}, cell)}, share=False)
-    assert text.endswith("| a |  | missing |  |  |  |  |  |")
+    found = {"a": described({"a": None}, cell("a"))}
+    assert rows(markdown([cell("a")], found, MSE))[-1] == ["a", "", "missing"] + 5 * [
+        ""
+    ]
 
 
 def test_a_task_that_diverges_shows():
     bad = result(2, 4)
-    bad.scores[0, 0, 0] = np.nan
-    row = described({"a": bad}, Cell("a", None, "", {}))["after"]["1"]
-    assert np.isnan(row["mean"]) and row["above_100"] == 1 / 6 and row["median"] == 3.5
+    bad.scores["last"][0, 0, 0] = np.nan
+    last = described({"a": bad}, cell("a"))["after"]["1"]["last"]
+    assert (
+        np.isnan(last["mean"]) and last["above_100"] == 1 / 6 and last["median"] == 3.5
+    )
+
+
+def test_returns_above_100_are_no_divergence():
+    found = {"a": described({"a": result(200, 300)}, cell("a"))}
+    assert "> 100" not in markdown([cell("a")], found, Score("return", np.mean))
 
 
 def test_shares_are_in_percent_after_the_trained_steps():
-    shares = Result(
-        np.array([[[0.2, 0.5], [0.2, 0.7]]]), (0, 1), Score("x", np.mean, True), 1, 7
+    a = result(0.5, 0.7, score=SHARE, ensemble=(0.75, 0.75))._replace(points=(1,))
+    both = {name: np.concatenate([x * 0, x], 2) for name, x in a.scores.items()}
+    a = a._replace(scores=both, points=(0, 1))
+    b = a._replace(scores={name: x + 0.125 for name, x in both.items()})
+    cells = [cell("a"), cell("b", "a", {1: 0.6938})]
+    found = {c.name: described({"a": a, "b": b}, c) for c in cells}
+    head, _, _, shown = rows(markdown(cells, found, SHARE))
+    shown = dict(zip(head, shown, strict=True))
+    assert shown["steps"] == "1" and shown["last"].startswith("72.50 ± ")
+    assert shown["seeds"] == "62.50 .. 82.50" and shown["paper"] == "69.38"
+    assert shown["ensemble"].startswith("87.50 ± ")
+    assert shown["difference"] == shown["its difference"] == "12.50 ± 0.00 from a"
+
+
+def test_the_heading_says_what_the_numbers_are_of():
+    found = {"a": result(2, 4), "b": None, "c": result(1, 3)._replace(iterations=9)}
+    text = tables.heading("4", "icons", found, "of theirs")
+    assert text == (
+        "Table 4 on icons: mse, mean ± 95 % interval over 3 test tasks of the mean of "
+        "2 seeds (least .. most of a seed); 7 to 9 iterations; one by one. Paper: of "
+        "theirs."
     )
-    cell = Cell("a", None, "", {1: 0.6938})
-    text = markdown([cell], {"a": described({"a": shares}, cell)}, share=True)
-    assert text.splitlines()[-1] == "| a | 1 | 60.00 ± 19.60 | 60.00 | 69.38 |  |"
+
+
+PAPER = {
+    "1": {
+        "conv4_1shot_maml": 48.70,
+        "conv4_1shot_l2f": 52.10,
+        "maml": 63.11,
+        "l2f": 69.38,
+        "resnet12_1shot_maml": 51.03,
+        "resnet12_1shot_l2f": 57.48,
+        "resnet12_5shot_maml": 68.26,
+        "resnet12_5shot_l2f": 74.68,
+    },
+    "2": {
+        "conv4_1shot_maml": 49.06,
+        "conv4_1shot_l2f": 54.40,
+        "maml": 67.48,
+        "l2f": 73.34,
+        "resnet12_1shot_maml": 58.58,
+        "resnet12_1shot_l2f": 63.94,
+        "resnet12_5shot_maml": 71.24,
+        "resnet12_5shot_l2f": 77.61,
+    },
+    "3": {
+        "maml_1_steps": 56.93,
+        "maml_2_steps": 55.63,
+        "maml_3_steps": 58.79,
+        "maml_4_steps": 62.72,
+        "maml": 63.94,
+        "maml_6_steps": 64.54,
+        "l2f_1_steps": 68.16,
+        "l2f_2_steps": 66.85,
+        "l2f_3_steps": 68.61,
+        "l2f_4_steps": 68.66,
+        "l2f": 69.38,
+    },
+    "4": {
+        "maml": 63.94,
+        "free_parameter": 64.7,
+        "free_filter": 65.35,
+        "free_layer": 68.49,
+        "free_network": 67.84,
+        "l2f": 69.38,
+    },
+    "5": {"protonet": None, "l2f_prototypes": 68.73, "l2f": 69.48},
+    "6": {"maml": 63.94, "affine": 66.22, "unbounded": 67.56, "l2f": 69.38},
+}
+
+
+@pytest.mark.parametrize("table", PAPER)
+def test_the_paper_s_numbers_are_those_that_it_prints(table):
+    found = {
+        cell.name: round(100 * cell.paper[cell.config.learner.steps], 2)
+        if cell.paper
+        else None
+        for cell in chosen_cells(table, "", "*")
+    }
+    assert found == PAPER[table]
 
 
 def test_what_does_not_exist_is_named():
@@ -69,6 +169,15 @@ def test_what_does_not_exist_is_named():
         chosen_cells("3", "moon", "*")
     with pytest.raises(ValueError, match="--data .'icons'.*: Table 7 makes its own"):
         chosen_cells("7", "icons", "*")
+    with pytest.raises(ValueError, match="--data .'icons'.*: this table has no images"):
+        chosen_cells("navigation", "icons", "*")
+
+
+def test_data_may_not_contradict_a_cell():
+    with pytest.raises(ValueError, match="--data .'icons:1shot'.*5shot"):
+        chosen_cells("1", "icons:1shot", "*")
+    with pytest.raises(ValueError, match="--data .'icons:maml'.*l2f"):
+        chosen_cells("4", "icons:maml", "*")
 
 
 def test_a_bank_for_what_reads_none_is_refused(tmp_path, monkeypatch):
@@ -85,7 +194,7 @@ def test_table_7_has_every_cell_of_the_paper_in_two_settings():
     assert sum(len(cell.paper) for cell in cells) == 2 * 18
 
 
-@pytest.mark.parametrize("table", [t for t in TABLES if t != "7"])
+@pytest.mark.parametrize("table", [*PAPER, "rate"])
 def test_cells_differ_and_compare_with_one_that_is_there(table):
     found = chosen_cells(table, "icons", "*")
     names = [cell.name for cell in found]
@@ -124,6 +233,39 @@ def test_seeds_are_runs_of_their_own_unless_they_train_as_one(tmp_path):
     assert run == tmp_path / "one_step" / "k5_l2f" and config.training.seeds == 3
 
 
+def test_a_run_of_another_config_is_no_cell(tmp_path):
+    (a,) = chosen_cells("4", "icons", "maml")
+    (b,) = chosen_cells("4", "cifar_fs", "maml")
+    run = tmp_path / "maml" / "seed_0"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"config": resolved(a.config)}))
+    assert cells.judge({run: a.config}) is None  # it has no checkpoint
+    with pytest.raises(ValueError, match="holds a run with data.bank = 'icons', not"):
+        cells.judge({run: b.config})
+    (run / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="run.json is not the record of a run"):
+        cells.judge({run: a.config})
+
+
+def test_a_cell_that_diverges_is_said_to_and_the_next_one_trained(
+    tmp_path, monkeypatch, capsys
+):
+    def diverge(config, run):
+        if run.name == "a":
+            raise FloatingPointError("outer/loss is not finite at step 3")
+        trained.append(run)
+        return True
+
+    trained = []
+    (cell,) = chosen_cells("4", "icons", "maml")
+    monkeypatch.setattr(cells, "train", diverge)
+    runs = {tmp_path / name: cell.config for name in "ab"}
+    assert cells.train_missing(runs)
+    assert trained == [tmp_path / "b"]
+    assert "a: outer/loss is not finite at step 3" in capsys.readouterr().err
+    assert cells.judge(runs) is None
+
+
 def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
     with taken(tmp_path / "run") as first, taken(tmp_path / "run") as second:
         assert first and not second
@@ -158,7 +300,8 @@ def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
                 config.evaluation.update({"validation_tasks": 3, "test_tasks": 5})
                 yield cell
 
-    monkeypatch.setattr(tables, "TABLES", {"7": small})
+    table = TABLES["7"]._replace(cells=small)
+    monkeypatch.setattr(tables, "TABLES", {"7": table})
     monkeypatch.setattr(tables.launch, "set_up", lambda *_: None)
     arguments = ["tables.py", "--table=7", f"--run={tmp_path}"]
     monkeypatch.setattr("sys.argv", [*arguments, "--print_only"])

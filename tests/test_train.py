@@ -87,6 +87,17 @@ def test_killed_run_resumes_identically(uninterrupted, tmp_path, step):
     assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
 
 
+def test_a_run_does_not_become_shorter_than_it_is(uninterrupted):
+    config = tiny.get_config()
+    config.training.iterations = 6
+    before = (uninterrupted / "run.json").read_bytes()
+    with pytest.raises(
+        ValueError, match="is trained for 12 iterations already; .* .6."
+    ):
+        train(config, uninterrupted)
+    assert (uninterrupted / "run.json").read_bytes() == before
+
+
 def test_sigterm_saves_first(tmp_path):
     long = "--config.training.iterations_per_epoch=100000"
     endless = "--config.training.iterations=100000"

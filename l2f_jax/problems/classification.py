@@ -119,7 +119,7 @@ def prototypes_of(run: str, ways: int) -> Embedding:
     Raises:
       ValueError: `run` is no complete run of a ProtoNet.
     """
-    record = saved.read_record(Path(run))
+    record = saved.read_classification(Path(run))
     config, shape = record["config"], tuple(record["data"]["shape"])
     if config["learner"]["name"] != "protonet":
         raise ValueError(

@@ -131,7 +131,7 @@ def load_predictor(
     if steps is not None and steps < 0:
         raise ValueError(f"`steps` ({steps}) must be at least 0")
     run = Path(run)
-    record = saved.read_record(run)
+    record = saved.read_classification(run)
     config, facts = record["config"], record["data"]
     data, shape = config["data"], tuple(facts["shape"])
     names = ("model", "learner", "transform", "optimiser", "training")

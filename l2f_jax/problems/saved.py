@@ -1,4 +1,4 @@
-"""Trained runs of classification, read back from their directories."""
+"""Trained runs, read back from their directories."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,27 @@ CHECKPOINTS = ("best", "latest")
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """Return run.json of a run of classification.
+    """Return run.json: the config that a run was trained with, its data and machine.
 
     Raises:
-      ValueError: no such run, or one of another problem.
+      ValueError: no such run, or another kind of file.
     """
     path = run / "run.json"
     if not path.is_file():
         raise ValueError(f"{run} is not a run directory: it has no run.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = "problem" in record["config"]
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is not the record of a run")
+    return record
+
+
+def read_classification(run: Path) -> dict[str, Any]:
+    """Return run.json of a run of classification; ValueError for another one."""
+    record = read_record(run)
     problem = record["config"]["problem"]
     if problem != "classification":
         raise ValueError(f"{run} is a run of {problem}, not of classification")
@@ -37,6 +49,7 @@ def restore(
     """Restore the "best" checkpoint by validation, or the "latest".
 
     Args:
+      run: of classification.
       built: what the run's config describes.
       shape: (H, W, C) of an image.
     Raises:

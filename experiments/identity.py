@@ -1,0 +1,104 @@
+"""What a run is, by its run.json: which config, and which tasks it is judged on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.problems.saved import read_record
+
+IRRELEVANT = "training.keep_every"  # the one key on which no number of a run depends
+
+
+def read_config(run: Path) -> ConfigDict:
+    """Return the config that a run was trained with."""
+    return ConfigDict(read_record(run)["config"])
+
+
+def newest_step(run: Path) -> int:
+    """Return the step of the newest complete checkpoint, 0 if there is none."""
+    folder = run / "checkpoints"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return 0
+    try:
+        with Checkpoints(folder, read_only=True) as saved:
+            return saved.latest or 0
+    except ValueError:  # killed while it saved its first one
+        return 0
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """Return a config as run.json holds it."""
+    return json.loads(config.to_json())
+
+
+def differences(
+    old: dict, new: dict, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) where two resolved configs differ."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
+
+
+def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
+    """Raise ValueError unless a run's directory holds a run of this config.
+
+    With `longer`, it may have been trained for fewer iterations.
+    """
+    for key, old, new in differences(read_record(run)["config"], resolved(config)):
+        if key == "training.iterations" and longer:
+            if (step := newest_step(run)) > new:
+                raise ValueError(
+                    f"{run} is trained for {step} iterations already; "
+                    f"`training.iterations` ({new}) must be at least that"
+                )
+        elif key != IRRELEVANT:
+            raise ValueError(
+                f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "
+                "--run, or the same config"
+            )
+
+
+def check_comparable(records: dict[Path, dict[str, Any]]) -> None:
+    """Raise ValueError unless all runs are judged on the same tasks."""
+    (first, expected), *others = records.items()
+    for path, found in others:
+        problems = [record["config"]["problem"] for record in (expected, found)]
+        if len({*problems}) > 1:
+            differing = [("problem", *problems)]
+        else:
+            differing = list(differences(_tasks(expected), _tasks(found)))
+        if differing:
+            # The name of the data set says more than the number of its images.
+            key, a, b = min(differing, key=lambda d: not d[0].endswith(".source"))
+            raise ValueError(
+                f"{first} and {path} are not judged on the same tasks: `{key}` is "
+                f"{a!r} in the one, {b!r} in the other"
+            )
+
+
+def _tasks(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the tasks that a run is judged on."""
+    config, facts = record["config"], dict(record["data"])
+    if config["problem"] == "reinforcement":
+        # What a policy sees, and what moves its world, is not the task.
+        apart = {"observe_goal", "engine"}
+        env = {k: v for k, v in config["env"].items() if k not in apart}
+        number = config["evaluation"].get("trajectories")
+        number = number or config["sampling"]["trajectories"]
+        return {"env": env, "evaluation": {"trajectories": number}}
+    if config["problem"] == "regression":
+        judged = ("shots", "test_queries")
+    else:
+        judged = ("ways", "shots", "queries")
+        provenance = facts["provenance"]
+        known = provenance.keys() - {"versions"}  # of what has read the files
+        facts["provenance"] = {k: provenance[k] for k in sorted(known)}
+    return {"data": facts | {key: config["data"][key] for key in judged}}

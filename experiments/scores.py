@@ -1,0 +1,239 @@
+"""Scores of trained runs on fixed tasks: computed, recorded beside them, read back."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.identity import newest_step, read_config
+from experiments.recording import environment, write_json
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.evaluation import Interval, Predictions, ensemble, interval, paired
+from l2f_jax.outer import TrainState
+from l2f_jax.problems import Experiment, Score, build
+
+
+class Evaluation(NamedTuple):
+    """Scores of a run, for each way of choosing checkpoints.
+
+    points: after how many inner steps.  steps: those of training, one of the points.
+    scores: name -> [seeds, tasks, points].  checkpoints: name -> their iterations.
+    made: what the scores were computed with, see `recording.environment`.
+    """
+
+    run: Path
+    split: str
+    score: Score
+    points: tuple[int, ...]
+    steps: int
+    protocol: str
+    scores: dict[str, np.ndarray]
+    checkpoints: dict[str, list[int]]
+    made: dict[str, Any]
+
+    @property
+    def tasks(self) -> int:
+        return self.scores["last"].shape[1]
+
+    @property
+    def ensemble(self) -> str | None:
+        """The name of the ensemble's scores, if there is one."""
+        return next((name for name in self.scores if "ensemble" in name), None)
+
+    def by_task(self, name: str = "last", point: int | None = None) -> np.ndarray:
+        """Return each task's score after `point` inner steps, or those of training.
+
+        Of several seeds, it is their mean: [tasks].
+        """
+        column = self.points.index(self.steps if point is None else point)
+        return self.scores[name][:, :, column].mean(0)
+
+    def interval(self, name: str = "last", point: int | None = None) -> Interval:
+        """Return the mean over tasks, see `by_task`."""
+        return interval(self.by_task(name, point))
+
+    def curve(self, name: str = "last") -> list[Interval]:
+        """Return the means over tasks after each of `points`."""
+        return [self.interval(name, point) for point in self.points]
+
+    def gap(
+        self, other: "Evaluation", name: str = "last", point: int | None = None
+    ) -> Interval | None:
+        """Return this less the other, task by task; None where one has no such score.
+
+        Without a `point`, each is taken after its own steps of training.
+        """
+        known = (name in e.scores and point in (None, *e.points) for e in (self, other))
+        if not all(known) or self.tasks != other.tasks:
+            return None
+        return paired(self.by_task(name, point), other.by_task(name, point))
+
+
+def evaluate(
+    run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
+) -> Evaluation:
+    """Evaluate a run's checkpoints, and record the scores.
+
+    Args:
+      run: its directory.
+      split: "test" or "val".
+      tasks: how many fixed tasks; the config's number by default.
+      bank: the data set's folder, if it has moved since training.
+    Raises:
+      ValueError: the run has no checkpoint.
+    """
+    experiment, seed = _built(run, bank)
+    tasks = tasks or experiment.evaluation.test_tasks
+    predictions, steps = _predictions(run, experiment, seed, split, tasks)
+    found = {name: _scores(experiment, p) for name, p in predictions.items()}
+    evaluation = _evaluation(run, split, experiment, found, steps, environment())
+    record(evaluation)
+    return evaluation
+
+
+def judged(
+    run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
+) -> Evaluation:
+    """Read what is recorded of the newest checkpoint; where nothing is, evaluate.
+
+    Arguments as `evaluate`; without `tasks`, any number of recorded ones will do.
+    """
+    found = _recorded(run, split)
+    if found is not None:
+        content, scores = found
+        number = scores["last"].shape[1]
+        newest = content["results"]["last"]["steps"] == [newest_step(run)]
+        if newest and tasks in (None, number):
+            experiment, _ = _built(run, bank)
+            steps = {name: r["steps"] for name, r in content["results"].items()}
+            made = {key: content[key] for key in environment()}
+            return _evaluation(run, split, experiment, scores, steps, made)
+    return evaluate(run, split, tasks, bank)
+
+
+def newest_state(run: Path, experiment: Experiment, seed: int) -> TrainState | None:
+    """Restore the newest checkpoint of a run; None if it has none."""
+    if not newest_step(run):
+        return None
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        restored = saved.restore_latest(experiment.init(seed))
+    return None if restored is None else restored[0]
+
+
+def record(evaluation: Evaluation) -> None:
+    """Write evaluation_<split>.json, and every score to evaluation_<split>.npz.
+
+    In the former, `after` has the intervals after each of `inner_steps`, and `tasks`
+    each task's score after the steps of training.
+    """
+    path = evaluation.run / f"evaluation_{evaluation.split}.npz"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **evaluation.scores)
+    os.replace(partial, path)
+    results = {
+        name: {
+            "steps": steps,
+            "after": [value._asdict() for value in evaluation.curve(name)],
+            "tasks": evaluation.by_task(name).round(6).tolist(),
+        }
+        for name, steps in evaluation.checkpoints.items()
+    }
+    content = {
+        "score": evaluation.score.name,
+        "inner_steps": list(evaluation.points),
+        "split": evaluation.split,
+        "protocol": evaluation.protocol,
+        "results": results,
+        **evaluation.made,
+    }
+    write_json(path.with_suffix(".json"), content)
+
+
+def _built(run: Path, bank: str | None) -> tuple[Experiment, int]:
+    config = read_config(run)
+    if bank:
+        if "bank" not in config.get("data", {}):
+            raise ValueError(
+                f"--bank ({bank}): a run of {config.problem} reads no image bank"
+            )
+        config.data.bank = bank
+    return build(config), config.seed
+
+
+def _evaluation(
+    run: Path,
+    split: str,
+    experiment: Experiment,
+    scores: dict[str, np.ndarray],
+    steps: dict[str, list[int]],
+    made: dict[str, Any],
+) -> Evaluation:
+    return Evaluation(
+        run=run,
+        split=split,
+        score=experiment.score,
+        points=experiment.points,
+        steps=experiment.steps,
+        protocol=experiment.protocol,
+        scores=scores,
+        checkpoints=steps,
+        made=made,
+    )
+
+
+def _scores(experiment: Experiment, predictions: Predictions) -> np.ndarray:
+    """Return the score of every seed, task and point: [seeds, tasks, points]."""
+    scores = experiment.scores(predictions)[experiment.score.name]
+    return scores.reshape(experiment.seeds, -1, scores.shape[-1])
+
+
+def _predictions(
+    run: Path, experiment: Experiment, seed: int, split: str, tasks: int
+) -> tuple[dict[str, Predictions], dict[str, list[int]]]:
+    like, made = experiment.init(seed), {}
+
+    def predict(step: int, state: Any) -> Predictions:
+        if step not in made:
+            made[step] = experiment.predict(state.meta, state.stats, split, tasks)
+        return made[step]
+
+    if not newest_step(run):
+        raise ValueError(f"{run} has no complete checkpoint yet")
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        restored = saved.restore_latest(like)
+        assert restored is not None
+        last = int(restored[0].step)
+        chosen = {"last": predict(last, restored[0])}
+        steps = {"last": [last]}
+        best = [step for step, _ in saved.best]
+        members = [
+            predict(step, saved.restore_best(rank, like)[0])
+            for rank, step in enumerate(best)
+        ]
+    if members:
+        chosen["best"], steps["best"] = members[0], best[:1]
+    if len(members) > 1:
+        name = f"ensemble of {len(members)}"
+        chosen[name], steps[name] = ensemble(members), best
+    return chosen, steps
+
+
+def _recorded(run: Path, split: str) -> tuple[dict, dict[str, np.ndarray]] | None:
+    """Return what `record` wrote; None if it wrote nothing, or was interrupted."""
+    path = run / f"evaluation_{split}.json"
+    if not path.exists() or not path.with_suffix(".npz").exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz")) as file:
+            scores = {name: file[name] for name in content["results"]}
+        for name, found in content["results"].items():
+            means = [entry["mean"] for entry in found["after"]]
+            if not np.allclose(scores[name].mean((0, 1)), means, equal_nan=True):
+                return None
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not what evaluate.py writes") from error
+    return content, scores
