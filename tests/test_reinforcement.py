@@ -1,12 +1,24 @@
 """Configs of policy search build, and every mistake in them is named."""
 
 import itertools
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.rl import half_cheetah, navigation
+from l2f_jax.data.episodes import episode_keys
+from l2f_jax.envs.env import Env
+from l2f_jax.evaluation import Predictions
+from l2f_jax.models.policy import FLOOR, Gaussian
 from l2f_jax.problems import build
+from l2f_jax.problems.reinforcement import FIRST_TASK, Search, _inner, method, returns
+from l2f_jax.rl.rollout import Sampling
+from l2f_jax.rl.trpo import TrustRegion
+from l2f_jax.types import Learner, MetaParams, Model
+from tests.toys import counting
 
 pytestmark = pytest.mark.mixed_dtypes
 
@@ -81,36 +93,98 @@ def test_evaluation_takes_4000_environment_steps_for_an_update(config, trajector
     assert config.env.horizon * trajectories == 4000
 
 
-def small(trajectories=None):
-    """A config of few numbers; evaluated by so many trajectories."""
-    config = navigation.get_config("maml").unlock()
-    config.model.hidden, config.env.horizon = (3,), 2
-    config.sampling.trajectories, config.training.tasks = 2, 2
-    config.evaluation.trajectories = trajectories
-    if trajectories is None:
-        del config.evaluation.trajectories
-    return config
-
-
 def test_a_run_that_says_no_number_is_judged_by_that_of_training():
-    experiment = build(small())
-    assert "return of 2 new trajectories" in experiment.protocol
-    state = experiment.init(0)
-    found = experiment.predict(state.meta, {}, "val", 3, points=(0,)).outputs
-    same = build(small(2)).predict(state.meta, {}, "val", 3, points=(0,)).outputs
-    np.testing.assert_array_equal(found, same)
+    config = navigation.get_config("maml").unlock()
+    assert "return of 40 new trajectories" in build(config).protocol
+    del config.evaluation.trajectories
+    assert "return of 20 new trajectories" in build(config).protocol
 
 
 def test_evaluation_has_trajectories_of_its_own():
-    experiment = build(small(500))
-    assert "return of 500 new trajectories" in experiment.protocol
-    state = experiment.init(0)
-    found, goals = experiment.predict(state.meta, {}, "val", 4, points=(0,))
-    # Nothing is learned: a first step from (0, 0) of 0.1 N(0, 1), clipped, so that the
-    # distance to a goal is about its own, and 500 times two steps average well.
-    np.testing.assert_allclose(
-        found[:, 0], -2 * np.linalg.norm(goals, axis=-1), atol=0.1
-    )
+    config = navigation.get_config("maml")
+    config.model.hidden, config.env.horizon = (3,), 2
+    config.sampling.trajectories, config.sampling.fresh = 2, True
+    config.evaluation.trajectories = 5
+    experiment = build(config)
+    meta = experiment.init(0).meta
+    predictions = experiment.predict(meta, {}, "val", 2, points=(1, 0))
+
+    sections = config.to_dict()
+    for name in ("problem", "seed", "evaluation"):
+        del sections[name]
+    search = method(**sections)
+    search = search._replace(sampling=search.sampling._replace(trajectories=5))
+    judge = jax.jit(jax.vmap(partial(returns, search, meta, last=1)))
+    after, start, goals = judge(episode_keys(0, FIRST_TASK["val"], 2))
+    scores = experiment.scores(predictions)
+    np.testing.assert_allclose(scores["return"], after[:, ::-1], rtol=1e-6)
+    np.testing.assert_allclose(scores["return_start"].T, [start, start], rtol=1e-6)
+    np.testing.assert_array_equal(predictions.targets, goals)
+
+
+def test_a_start_without_trajectories_of_its_own_has_no_return():
+    predictions = Predictions(np.zeros((3, 1, 2)), np.zeros((3, 2)))
+    scores = build(navigation.get_config("maml")).scores(predictions)
+    assert list(scores) == ["return"]
+
+
+def test_inner_rate_is_halved_from_the_second_update_on():
+    steps, rule = _inner(steps=2, lr=0.5)
+    params, gradient = {"w": jnp.ones(2)}, {"w": jnp.asarray([1.0, -4.0])}
+    optimiser = rule.optimiser(rule.init(params))
+    memory, moves = optimiser.init(params), []
+    for _ in range(3):
+        move, memory = optimiser.update(gradient, memory, params)
+        moves.append(move["w"].tolist())
+    # -0.5 g, -0.25 g, and for an update more than in training the same again
+    assert steps == 2 and moves == [[-0.5, 2.0], [-0.25, 1.0], [-0.25, 1.0]]
+
+
+def payer() -> Env:
+    """Reward is the action, in episodes of two steps where nothing else happens."""
+
+    def step(task, state, action, key):
+        return state, jnp.zeros(1), action[0], jnp.asarray(False)
+
+    def reset(task, key):
+        return (), jnp.zeros(1)
+
+    return Env(lambda key: jnp.ones(1), reset, step, 1, 1, horizon=2)
+
+
+def constant_policy() -> Model:
+    """Act w, to a millionth."""
+
+    def apply(params, stats, inputs, **_):
+        mean = jnp.full_like(inputs, params["w"])
+        return Gaussian(mean, jnp.full(1, FLOOR, inputs.dtype)), stats
+
+    return Model(lambda key, inputs: ({"w": jnp.asarray(10.0)}, {}), apply)
+
+
+def forgetful() -> Learner:
+    """Start an inner loop at w - 10; each update adds 1."""
+    learner = counting()
+
+    def adapt(meta, *rest, **options):
+        start = meta._replace(params={"w": meta.params["w"] - 10})
+        return learner.adapt(start, *rest, **options)
+
+    return learner._replace(adapt=adapt)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_returns_are_of_theta_and_after_each_update(fresh, key):
+    # theta is w = 10, its start w = 0, and then w = 1, 2, 3: twice w in two steps.
+    search = Search(
+        payer(), constant_policy(), forgetful(), steps=1, sampling=Sampling(3),
+        fresh=fresh, region=TrustRegion(), schedule=None,
+    )  # fmt: skip
+    meta = MetaParams({"w": jnp.asarray(10.0)}, (), ())
+    found, start, task = jax.jit(partial(returns, search, meta, last=3))(key)
+    np.testing.assert_allclose(found, [20, 2, 4, 6], atol=1e-4)
+    np.testing.assert_allclose(start, 0 if fresh else 20, atol=1e-4)
+    assert task.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,11 @@ def reinforcement(
     training: Section,
     evaluation: Section,
 ) -> Experiment:
-    """Build meta reinforcement learning; `configs/rl/navigation.py` has all keys."""
+    """Build meta reinforcement learning; `configs/rl/navigation.py` has all keys.
+
+    Scores are "return" and, with `sampling.fresh`, "return_start", of the transformed
+    policy before any update: the same after each number of updates.
+    """
     search = method(
         env=env,
         model=model,
@@ -112,14 +116,21 @@ def reinforcement(
 
     def predict(meta, stats, split: str, tasks: int, points=points, seed: int = 0):
         keys = episode_keys(seed, FIRST_TASK[split], tasks)
-        found, goals = judge(meta, keys, max(*points, 1))
-        return Predictions(np.asarray(found)[:, list(points)], np.asarray(goals))
+        found, start, goals = map(np.asarray, judge(meta, keys, max(*points, 1)))
+        after = found[:, list(points)]
+        start = np.broadcast_to(start[:, None], after.shape)
+        return Predictions(np.stack([after, start], -1), goals)
+
+    def scores(predictions: Predictions) -> dict[str, np.ndarray]:
+        after, start = np.moveaxis(predictions.outputs, -1, 0)
+        # Without trajectories of its own, the start's would be those of theta.
+        return {"return": after} | ({"return_start": start} if search.fresh else {})
 
     return Experiment(
         init=init,
         update=update,
         predict=predict,
-        scores=lambda predictions: {"return": predictions.outputs},
+        scores=scores,
         score=Score("return", rank=np.mean),
         schedule=search.schedule,
         evaluation=_evaluation(rest),
@@ -169,8 +180,13 @@ def method(
 
 def returns(
     search: Search, meta: MetaParams, key: Array, last: int
-) -> tuple[Array, Array]:
-    """Return a task's mean return after 0 .. last >= 1 updates, and the task."""
+) -> tuple[Array, Array, Array]:
+    """Return a task's mean returns, and the task.
+
+    Returns:
+      (returns [last + 1], start [], task): after 0 .. last >= 1 updates, 0 being theta;
+      with `search.fresh`, of the transformed policy before any; what was sampled.
+    """
     task_key, key = jax.random.split(key)
     task = search.env.sample_task(task_key)
     collect = rollouts(search.env, search.policy, search.sampling, task)
@@ -179,7 +195,7 @@ def returns(
     )
     found = total_return(data)
     # Entry 1 is what the first update learns from: of the start, not of theta.
-    return jnp.concatenate([found[:1], found[2:]]), task
+    return jnp.concatenate([found[:1], found[2:]]), found[1], task
 
 
 def _environment(*, observe_goal: bool = False, **section: Any) -> Env:
