@@ -211,19 +211,32 @@ def test_tasks_come_from_their_ranges(key):
     assert 0 <= velocities.min() < 0.05 < 1.95 < velocities.max() <= 2
 
 
-@pytest.mark.parametrize("variant", SKIPS)
-@pytest.mark.parametrize("goal", GOALS)
-def test_returns_without_action(goal, variant, key):
-    env = half_cheetah(goal=goal, variant=variant)
+# Mean and deviation of an episode's return by MuJoCo used directly, of 200 to 400
+# episodes: no action, actions uniform in [-1, 1] and N(0, 1).
+@pytest.mark.parametrize(
+    ("variant", "goal", "still", "uniform", "normal"),
+    [
+        ("maml", "direction", (-0.2, 2.7), (-21, 29), (-35.1, 42)),
+        ("maml", "velocity", (-204, 119), (-243, 122), (-256, 120)),
+        ("gym", "direction", (0.0, 0.7), (-10, 23), (-15, 32)),
+        ("gym", "velocity", (-103, 56), (-127, 50), (-136, 50)),
+    ],
+)
+def test_returns_of_simple_policies(variant, goal, still, uniform, normal, key):
+    env, episodes = half_cheetah(goal=goal, variant=variant), 100
     assert env.horizon == {"maml": 200, "gym": 100}[variant]
-    tasks, state, _ = jax.tree.map(lambda x: x[:50], sampled(env, key))
-    still = np.zeros((env.horizon, 6), np.float32)
-    run = jax.vmap(lambda task, state: episode(env, task, state, still)[0].sum())
-    mean = jax.jit(run)(tasks, state).mean()
-    if goal == "velocity":
-        assert -1.3 < mean / env.horizon < -0.7  # E |0 - U[0, 2]| = 1 a step
-    else:
-        assert abs(mean) < 2  # it falls on its feet
+    tasks, start, _ = jax.tree.map(lambda x: x[:episodes], sampled(env, key))
+    random, shape = np.random.default_rng(0), (episodes, env.horizon, 6)
+    drawn = [np.zeros(shape), random.uniform(-1, 1, shape), random.normal(size=shape)]
+
+    def run(task, state, actions):
+        return episode(env, task, state, actions)[0].sum()
+
+    policies = jax.jit(jax.vmap(jax.vmap(run), (None, None, 0)))
+    returns = np.asarray(policies(tasks, start, np.asarray(drawn, np.float32)))
+    mean, deviation = np.transpose([still, uniform, normal])
+    error = 4 * deviation / episodes**0.5
+    np.testing.assert_array_less(abs(returns.mean(1) - mean), error)
 
 
 @pytest.mark.parametrize(

@@ -36,45 +36,68 @@ def test_an_episode_ends_when_both_coordinates_are_near(goal, ends):
     assert walk(navigation(), goal, [1.0, 1.0])[2] == ends
 
 
-def acting(act, std=0.0):
-    """A policy that does act(observations)."""
+def seeker():
+    """Act pull * (goal - position) + N(0, std^2), the goal being observed."""
 
     def apply(params, stats, inputs, **_):
-        log_std = jnp.full(2, np.log(max(std, 1e-6)), inputs.dtype)
-        return Gaussian(act(inputs), log_std), stats
+        mean = params["pull"] * (inputs[:, 2:] - inputs[:, :2])
+        log_std = jnp.log(jnp.maximum(params["std"], 1e-6))
+        return Gaussian(mean, jnp.broadcast_to(log_std, (2,))), stats
 
     return Model(lambda key, inputs: ({}, {}), apply)
 
 
-def mean_return(env, policy, tasks=400, trajectories=2):
-    def one(key):
+# Mean and deviation of an episode's return and the mean of its steps, by a NumPy
+# simulation of the public codes. Who stands still gets -100 times the mean distance of
+# a point of the square from its centre, 0.382598, or of its square, 1 / 6.
+STILL, NOISE, STRAIGHT, BOTH = (0.0, 0.0), (0.0, 1.0), (10.0, 0.0), (10.0, 1.0)
+CODES = {
+    (False, 0.1): {
+        STILL: (-38.26, 14.25, 99.95),
+        NOISE: (-71.1, 29.9, 98.7),
+        STRAIGHT: (-0.506, 0.336, 3.72),
+        BOTH: (-5.8, 3.2, 61),
+    },
+    (True, 0.1): {
+        STILL: (-16.67, 10.53, 99.95),
+        NOISE: (-68.1, 55.4, 98.7),
+        STRAIGHT: (-0.133, 0.118, 3.72),
+        BOTH: (-0.74, 0.39, 61),
+    },
+    (False, 1.0): {NOISE: (-90.4, 37.3, 99.2)},
+    (True, 1.0): {NOISE: (-112.0, 91.5, 99.2)},
+}
+
+
+@pytest.mark.parametrize(("squared", "gain"), CODES)
+def test_returns_of_simple_policies(squared, gain):
+    env = with_goal(navigation(squared=squared, gain=gain))
+
+    def episode(pull, std, key):
         task_key, key = jax.random.split(key)
-        task = env.sample_task(task_key)
-        data = rollouts(env, policy, Sampling(trajectories), task)({}, key)
-        return total_return(data), data.mask.sum(-1).mean()
+        collect = rollouts(env, seeker(), Sampling(1), env.sample_task(task_key))
+        data = collect({"pull": pull, "std": std}, key)
+        return total_return(data), data.mask.sum()
 
-    keys = jax.random.split(jax.random.key(1), tasks)
-    returns, lengths = jax.jit(jax.vmap(one))(keys)
-    return float(returns.mean()), float(returns.std() / tasks**0.5), lengths.mean()
+    expected = CODES[squared, gain]
+    pull, std = np.transpose(list(expected)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(1), 400)
+    policies = jax.jit(jax.vmap(jax.vmap(episode, (None, None, 0)), (0, 0, None)))
+    returns, steps = map(np.asarray, policies(pull, std, keys))
+    mean, deviation, length = np.transpose(list(expected.values()))
+    # Four standard errors of a mean of 400.
+    np.testing.assert_array_less(abs(returns.mean(1) - mean), 4 * deviation / 20)
+    np.testing.assert_allclose(returns.std(1), deviation, rtol=0.2)
+    np.testing.assert_allclose(steps.mean(1), length, rtol=0.1)
 
 
-def test_standing_still():
-    # The mean distance of a uniform point of the square from its centre is 0.382598.
-    mean, error, _ = mean_return(navigation(), acting(jnp.zeros_like))
-    assert abs(mean + 38.2598) < 4 * error
-
-
-def test_walking_straight_to_an_observed_goal():
+def test_an_observed_goal_follows_the_position(key):
     env = with_goal(navigation())
-    assert env.observations == 4
-    policy = acting(lambda o: 10 * (o[:, 2:] - o[:, :2]))
-    mean, error, length = mean_return(env, policy)
-    assert abs(mean + 0.506) < 4 * error + 0.01 and 3.3 < length < 4.2
-
-
-def test_random_steps():
-    mean, error, _ = mean_return(navigation(), acting(jnp.zeros_like, std=1.0))
-    assert abs(mean + 71.1) < 4 * error + 1.0
+    goal = jnp.asarray([0.3, -0.2])
+    state, seen = env.reset(goal, key)
+    assert env.observations == len(seen) == 4
+    _, after, _, _ = env.step(goal, state, jnp.ones(2), key)
+    np.testing.assert_allclose([seen, after], [[0, 0, *goal], [0.1, 0.1, *goal]])
 
 
 @pytest.mark.parametrize("bad", [{"horizon": 0}, {"gain": 0.0}])
