@@ -105,22 +105,31 @@ def conflicts(run: Run, tasks: int) -> dict[str, Any]:
         raise ValueError(
             f"--tasks ({tasks}) must be a multiple of {BATCH} for conflict"
         )
-    experiment = run.experiment
-    objective = query_loss(experiment.learner, cross_entropy, steps=experiment.steps)
-    of, steps, by_layer, by_task = update_direction(objective), [], [], np.zeros(0)
-    for state in checkpoints(run):
-        u = experiment.measure(state.meta, state.stats, "train", tasks, of)
-        by_task = _in_batches(scope_of(state.meta.params, "network"), u)[:, 0]
-        layers = scope_of(_layers(state.meta), "layer")
-        by_layer.append(_in_batches(layers, u).mean(0))
-        steps.append(int(state.step))
-    columns = np.transpose(by_layer).tolist()
+    found = [conflict_at(run.experiment, state, tasks) for state in checkpoints(run)]
+    steps, by_layer, by_task = zip(*found, strict=True)
     return {
-        "step": steps,
+        "step": list(steps),
         "batch": BATCH,
-        "layers": dict(zip(_layers(state.meta), columns, strict=True)),
-        "by_task": by_task.tolist(),
+        "layers": {path: [layers[path] for layers in by_layer] for path in by_layer[0]},
+        "by_task": by_task[-1].tolist(),
     }
+
+
+def conflict_at(
+    experiment: Experiment, state: TrainState, tasks: int
+) -> tuple[int, dict[str, float], np.ndarray]:
+    """Measure the conflict of training tasks, in batches, at a state.
+
+    Returns its step; of each tensor outside norm layers, the mean over tasks; and of
+    all of theta, each task's [tasks]. In rad.
+    """
+    objective = query_loss(experiment.learner, cross_entropy, steps=experiment.steps)
+    of = update_direction(objective)
+    u = experiment.measure(state.meta, state.stats, "train", tasks, of)
+    layers = _layers(state.meta)
+    by_layer = _in_batches(scope_of(layers, "layer"), u).mean(0).tolist()
+    by_task = _in_batches(scope_of(state.meta.params, "network"), u)[:, 0]
+    return int(state.step), dict(zip(layers, by_layer, strict=True)), by_task
 
 
 def attenuations(run: Run, tasks: int) -> dict[str, Any]:

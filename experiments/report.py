@@ -8,20 +8,22 @@ needs no other file and no network; report.md beside it says the same in Markdow
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import launch, page, plots, samples, setting
+from experiments import launch, page, panels, plots, samples, setting
 from experiments.evaluate import set_up
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
-from experiments.runs import Run, gammas, is_attenuated, open_runs
+from experiments.runs import Run, gammas, is_attenuated, last_state, open_runs
 from l2f_jax.evaluation import Interval
 
 EPISODES = 2  # that are drawn
+CONFLICTING = 40  # training tasks whose conflict is measured, whole batches
 
 
 def sections(runs: Sequence[Run], split: str) -> Iterator[Section]:
@@ -33,6 +35,9 @@ def sections(runs: Sequence[Run], split: str) -> Iterator[Section]:
     if found:
         yield Section("Gammas", list(attenuation(found, split)))
     if runs[0].config["problem"] == "classification":
+        adapting = [run for run in runs if run.config["learner"]["name"] != "protonet"]
+        if adapting:
+            yield Section("Conflict", list(conflict(adapting)))
         yield Section("Sample episodes", list(episodes(runs, split)))
     yield Section("Environment", list(setting.surroundings(runs)))
 
@@ -119,6 +124,43 @@ def attenuation(
         [p, *(_spread(tensors.get(p)) for tensors in found.values())] for p in paths
     ]
     yield Table(["mean (least .. most)", *found], rows)
+
+
+def conflict(runs: Sequence[Run]) -> Iterator[Block]:
+    """Show how much training tasks disagree about the update of theta (Figure 3)."""
+    found = {
+        run.name: panels.conflict_at(run.experiment, last_state(run), CONFLICTING)
+        for run in runs
+    }
+    orthogonal = math.acos(panels.BATCH**-0.5)
+    yield Text(
+        "The angle between a task's own update of theta, by the exact meta-gradient, "
+        f"and that of all {panels.BATCH} training tasks of a batch, in rad, at the "
+        f"last checkpoints; mean of {CONFLICTING} tasks. Tasks that are orthogonal "
+        f"have {orthogonal:.3f}, tasks that agree 0."
+    )
+    paths = list(
+        dict.fromkeys(path for _, layers, _ in found.values() for path in layers)
+    )
+    rows = [
+        [path, *(_angle(layers.get(path)) for _, layers, _ in found.values())]
+        for path in paths
+    ]
+    rows.append(["all of theta", *(_angle(x.mean()) for *_, x in found.values())])
+    yield Table(["tensor", *found], rows)
+    with page.drawing():
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        axes = figure.subplots()
+        numbers = {name: {"by_task": x.tolist()} for name, (*_, x) in found.items()}
+        plots.task_conflicts(numbers, axes)
+        plots.plain(axes)
+        yield page.picture(
+            "conflict", figure, "The same of all of theta, task by task."
+        )
+
+
+def _angle(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _spread(values: np.ndarray | None) -> str:

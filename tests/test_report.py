@@ -17,8 +17,8 @@ import pytest
 
 from configs.regression import sinusoid
 from configs.rl import navigation
-from experiments import report, setting
-from experiments.identity import check_comparable
+from experiments import panels, report, setting
+from experiments.identity import check_comparable, read_config
 from experiments.runs import gammas, last_state, open_runs
 from experiments.samples import hits, samples
 from experiments.scores import evaluate
@@ -104,11 +104,12 @@ def test_page_has_its_parts(page):
         "Test scores",
         "Curves",
         "Gammas",
+        "Conflict",
         "Sample episodes",
         "Environment",
     ]
     svg = "{http://www.w3.org/2000/svg}svg"
-    assert [figure[0].tag for figure in page.iter("figure")] == [svg] * 4
+    assert [figure[0].tag for figure in page.iter("figure")] == [svg] * 5
     assert "transductive" in "".join(page.itertext())
 
 
@@ -191,7 +192,7 @@ def test_markdown_says_the_same(folder, page):
     ]
     assert [row for row in rows if not row[0].startswith("---")] == shown
     pictures = re.findall(r"^!\[.*\]\[(.*)\]$", text, re.M)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert re.findall(r"^\[(.*)\]: data:image/png;base64,\S+$", text, re.M) == pictures
 
 
@@ -231,6 +232,15 @@ def test_gammas_are_of_each_judged_task_and_tensor(runs, page):
     assert [row[0] for row in shown] == sorted(found)
     means = [float(row[1].partition(" ")[0]) for row in shown]
     assert means == pytest.approx([found[row[0]].mean() for row in shown], abs=6e-4)
+
+
+def test_conflict_is_that_of_figure_3_at_the_last_checkpoint(runs, page):
+    shown = table(page, "tensor", "whole")
+    run = panels.load(runs[0], read_config(runs[0]))
+    n = panels.conflicts(run, report.CONFLICTING)
+    expected = [*(values[-1] for values in n["layers"].values()), np.mean(n["by_task"])]
+    assert [row[0] for row in shown] == [*n["layers"], "all of theta"]
+    assert [float(row[1]) for row in shown] == pytest.approx(expected, abs=6e-4)
 
 
 def test_gammas_of_runs_with_other_tensors_leave_gaps():
