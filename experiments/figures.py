@@ -6,9 +6,10 @@
 Draws a figure with all its panels, or one panel alone; the numbers go beside the
 picture, as JSON. Figures 2 and 3 are of classification, 4 of regression (the paper's
 4a or 4b, as the runs' ranges are the same or disjoint), 5 of policy search (one of the
-paper's panels, as the runs' environment is). Panels over training take the start and
-every checkpoint that is there: train with --config.training.keep_every=1 for one of
-each epoch.
+paper's panels, as the runs' environment is). 6 is not in the paper: what gamma does
+behind a batch normalisation, and what it is generated from. Panels over training take
+the start and every checkpoint that is there: train with --config.training.keep_every=1
+for one of each epoch.
 """
 
 import argparse
@@ -56,6 +57,10 @@ FIGURES = {
     "5a": Panel("learning", POLICIES, behaviour.learning, behaviour.draw_learning),
     "5b": Panel("adaptation", POLICIES, behaviour.returns, behaviour.draw_returns),
     "5c": Panel("motion", POLICIES, motion.motion, motion.draw_motion),
+    "6a": Panel(
+        "inner rate", IMAGES, panels.effective_rates, plots.effective_rates, gammas=True
+    ),
+    "6b": Panel("embedding", IMAGES, panels.embedded, plots.embedded),
 }
 
 

@@ -15,6 +15,7 @@ from experiments.scores import newest_state
 from l2f_jax.analysis import (
     attenuate_tensor,
     conflict,
+    embeddings,
     gammas,
     inner_landscape,
     update_direction,
@@ -164,6 +165,31 @@ def generated(run: Run, tasks: int) -> dict[str, Any]:
     found = experiment.measure(state.meta, state.stats, "test", tasks, of)
     means = {path: x.reshape(tasks, -1).mean(1) for path, x in found.items()}
     return {"layers": {path: means[path].tolist() for path in sorted(means)}}
+
+
+def effective_rates(run: Run, tasks: int) -> dict[str, Any]:
+    """Turn the gammas of convolutions into the inner rates that they amount to.
+
+    Behind a batch normalisation gamma changes no output, but its inner updates: those
+    of gamma * theta at rate alpha are those of theta at rate alpha / gamma^2.
+    lr: alpha.  layers: each test task's rate; empty where nothing is attenuated.
+    """
+    lr = run.config.learner.lr
+    kernels = {
+        path: gamma
+        for path, gamma in generated(run, tasks)["layers"].items()
+        if path.endswith("/kernel") and path != "head/kernel"
+    }
+    rates = {path: (lr / np.square(x)).tolist() for path, x in kernels.items()}
+    return {"lr": lr, "layers": rates}
+
+
+def embedded(run: Run, tasks: int) -> dict[str, Any]:
+    """Embed test tasks by the last checkpoint: layers: each task's mean gradient."""
+    experiment, state = run.experiment, last(run)
+    of = embeddings(experiment.learner)
+    found = experiment.measure(state.meta, state.stats, "test", tasks, of)
+    return {"layers": {path: x.tolist() for path, x in sorted(found.items())}}
 
 
 def _layers(meta: MetaParams) -> Params:

@@ -183,6 +183,28 @@ def gammas(runs: Numbers, axes: plt.Axes) -> None:
     axes.legend(frameon=False)
 
 
+def effective_rates(runs: Numbers, axes: plt.Axes) -> None:
+    """Draw how the inner rates that gammas amount to spread over tasks."""
+    _spread_by_layer({run: n["layers"] for run, n in runs.items()}, axes)
+    for lr in {n["lr"] for n in runs.values()}:
+        axes.axvline(lr, color="grey", ls=":")
+    axes.set(xlabel="α / γ² (dotted: α)", xscale="log")
+
+
+def embedded(runs: Numbers, axes: plt.Axes) -> None:
+    """Draw how the magnitude of each entry of the embedding spreads over tasks."""
+    found = {
+        run: {path: np.abs(x) for path, x in n["layers"].items()}
+        for run, n in runs.items()
+    }
+    _spread_by_layer(found, axes)
+    axes.set(xlabel="size of the mean gradient", xscale="log")
+
+
+def _spread_by_layer(found: Mapping[str, Mapping[str, Any]], axes: plt.Axes) -> None:
+    spreads(found, sorted({path for layers in found.values() for path in layers}), axes)
+
+
 def _ranges(runs: dict[str, tuple[list, list]], axes: plt.Axes) -> None:
     """Shade (steps, [least, largest] at each), a colour per run."""
     for run, (steps, ranges) in runs.items():

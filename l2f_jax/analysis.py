@@ -1,9 +1,9 @@
 """What the paper looks at beside accuracy: conflict, gammas, the inner loss landscape.
 
-`update_direction`, `gammas` and `inner_landscape` build measures of one task, (meta,
-stats, episode) -> arrays, which `Experiment.measure` maps over many. The paper says
-neither over how many tasks conflict is summed nor which step sizes its landscapes
-have; what was chosen stands at each function.
+`update_direction`, `gammas`, `embeddings` and `inner_landscape` build measures of one
+task, (meta, stats, episode) -> arrays, which `Experiment.measure` maps over many. The
+paper says neither over how many tasks conflict is summed nor which step sizes its
+landscapes have; what was chosen stands at each function.
 
 References: Baik et al., Learning to Forget for Meta-Learning, CVPR 2020, Sec. 3.3 and
 Figures 2, 3; Santurkar et al., How Does Batch Normalization Help Optimization?, NeurIPS
@@ -19,8 +19,9 @@ import optax
 
 from l2f_jax.inner import constant
 from l2f_jax.learners.gradient import task_view
-from l2f_jax.scopes import Scope, pool, spread
-from l2f_jax.tree import at
+from l2f_jax.scopes import Scope, pool, scope_of, spread
+from l2f_jax.transforms import gradients, is_not_norm
+from l2f_jax.tree import at, split
 from l2f_jax.types import (
     Array,
     Episode,
@@ -123,6 +124,28 @@ def gammas(learner: Learner) -> Measure:
     def measure(meta: MetaParams, stats: Stats, episode: Episode) -> Params:
         view = task_view(loss, stats, episode.support)
         return transform.gamma(meta.transform, meta.params, view)
+
+    return measure
+
+
+def embeddings(learner: Learner) -> Measure:
+    """Measure a task's embedding by gradients, that which L2F sees, tensor by tensor.
+
+    {path: e}, e the signed mean of theta's support gradient over the tensor, outside
+    norm layers. Those of a softmax head are zero but for rounding: the gradient sums to
+    zero over its classes.
+
+    Raises:
+      ValueError: `learner` has no inner loop.
+    """
+    loss, _ = _inner_loop(learner)
+    embedding = gradients()
+
+    def measure(meta: MetaParams, stats: Stats, episode: Episode) -> Params:
+        view = task_view(loss, stats, episode.support)
+        seen, _ = split(meta.params, is_not_norm)
+        means = spread(scope_of(seen, "layer"), embedding.apply(meta.params, view))
+        return {path: mean.reshape(()) for path, mean in means.items()}
 
     return measure
 

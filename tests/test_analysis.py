@@ -12,6 +12,7 @@ from l2f_jax.analysis import (
     angles,
     attenuate_tensor,
     conflict,
+    embeddings,
     gammas,
     inner_landscape,
     landscape,
@@ -157,6 +158,23 @@ def test_gammas_are_what_the_adaptation_starts_with(scope):
         np.testing.assert_allclose(
             jnp.broadcast_to(gamma, applied.shape), applied, rtol=1e-6
         )
+
+
+def test_embeddings_are_the_means_of_the_support_gradient():
+    model = toys.classifier()
+    loss, episode = toys.task_loss(model), toys.episode()
+    learner = recipes.maml(model, loss)
+    meta, stats = learner.init(jax.random.key(0), episode.support.inputs)
+    found = embeddings(learner)(meta, stats, episode)
+    seen = partial(loss, phase="support", step=0, key=None)
+    gradient = jax.grad(lambda x: seen(x, stats, episode.support)[0])(meta.params)
+    assert set(found) == {path for path in meta.params if is_not_norm(path)}
+    for path, value in found.items():
+        np.testing.assert_allclose(value, gradient[path].mean(), rtol=1e-4, atol=1e-8)
+    # A softmax's gradient sums to zero over the classes.
+    head = [float(abs(value)) for path, value in found.items() if "head" in path]
+    others = [float(abs(value)) for path, value in found.items() if "head" not in path]
+    assert max(head) < 1e-7 < 1e-4 < min(others)
 
 
 def test_maml_has_no_gammas():

@@ -77,7 +77,8 @@ def config_of(run, **changes):
 
 def test_every_panel_of_both_figures(runs, command):
     numbers = {}
-    for figure, size in (("2", (510, 2025)), ("3", (1020, 1350))):
+    sizes = {"2": (510, 2025), "3": (1020, 1350), "6": (510, 1350)}
+    for figure, size in sizes.items():
         out = runs / f"{figure}.png"
         arguments = f"--figure={figure}", f"--out={out}", "--tasks=4"
         assert command(*arguments, runs / "l2f") == 0
@@ -88,7 +89,9 @@ def test_every_panel_of_both_figures(runs, command):
     check_landscapes(numbers.pop("landscapes"))
     check_conflicts(numbers.pop("conflicts"))
     check_attenuations(numbers.pop("attenuations"))
-    assert list(numbers) == ["generated"]
+    check_rates(numbers.pop("effective_rates"), numbers.pop("generated")["layers"])
+    check_embeddings(numbers.pop("embedded")["layers"])
+    assert not numbers
 
 
 LAYERS = {"conv_0/kernel", "head/kernel", "head/bias"}
@@ -115,6 +118,19 @@ def check_attenuations(n):
     assert found.shape == (3, 5, 2) and ((found >= 0) & (found <= 1)).all()
     assert (found[:, -1] == found[0, -1]).all()  # untouched: the same for all layers
     assert len(np.unique(found[:, :-1, 0])) > 1
+
+
+def check_rates(n, gammas):
+    assert set(n["layers"]) == {"conv_0/kernel"} and n["lr"] == 0.01
+    rates, gammas = (np.array(x["conv_0/kernel"]) for x in (n["layers"], gammas))
+    np.testing.assert_allclose(rates * gammas**2, 0.01, rtol=1e-6)
+
+
+def check_embeddings(layers):
+    """A softmax head's mean gradient is zero, whatever the task."""
+    assert set(layers) == LAYERS and {len(x) for x in layers.values()} == {4}
+    sizes = {path: np.abs(x).max() for path, x in layers.items()}
+    assert max(sizes["head/kernel"], sizes["head/bias"]) < 1e-6 < sizes["conv_0/kernel"]
 
 
 def test_one_panel_of_two_runs_goes_into_the_first(runs, command, capsys):
@@ -155,7 +171,7 @@ def refusal(command, capsys, *arguments):
 
 def test_unknown_figure_is_named_with_those_there_are(runs, command, capsys):
     message = refusal(command, capsys, "--figure=12", runs / "l2f")
-    assert "--figure ('12') must be one of 2, 3, 4, 5, 2a" in message
+    assert "--figure ('12') must be one of 2, 3, 4, 5, 6, 2a" in message
 
 
 def test_gammas_of_maml_are_refused(runs, command, capsys):

@@ -213,7 +213,8 @@ def make_update(
       first_order: leave out the derivative of the inner gradients.
     Returns:
       update(state, iterations=n) -> (state, metrics {name: [n]}); "outer/return_0" and
-      "outer/return_<steps>" are mean returns of theta and of the adapted policies.
+      "outer/return_<steps>" are mean returns of theta and of the adapted policies, and
+      "outer/return_start", if `fresh`, of the transformed ones before any step.
     """
 
     def gather(meta: MetaParams, key: Array) -> Trajectories:
@@ -236,6 +237,8 @@ def make_update(
         returns = total_return(data).mean(0)
         metrics["outer/return_0"] = returns[0]
         metrics[f"outer/return_{steps}"] = returns[-1]
+        if fresh and steps:
+            metrics["outer/return_start"] = returns[1]
         return state._replace(step=state.step + 1, meta=meta), metrics
 
     @partial(jax.jit, static_argnames="iterations")
