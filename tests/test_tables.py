@@ -17,7 +17,7 @@ from experiments.cells import Result, members, resize, taken
 from experiments.identity import resolved
 from experiments.recording import read_metrics
 from experiments.tables import chosen_cells, described, markdown
-from l2f_jax.problems import Score
+from l2f_jax.problems import Score, build
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
@@ -192,6 +192,18 @@ def test_table_7_has_every_cell_of_the_paper_in_two_settings():
     cells = chosen_cells("7", "", "*")
     assert len(cells) == 12
     assert sum(len(cell.paper) for cell in cells) == 2 * 18
+
+
+@pytest.mark.parametrize("table", ["7_open", "navigation", "direction", "velocity"])
+def test_cells_without_images_build_and_differ(table):
+    found = chosen_cells(table, "", "*")
+    names = [cell.name for cell in found]
+    assert len({*names}) == len(names)
+    assert {cell.against for cell in found} - {""} <= {*names}
+    assert len({cell.config.to_json() for cell in found}) == len(found)
+    for cell in found:
+        experiment = build(cell.config)
+        assert {*cell.paper} <= {*experiment.points}
 
 
 @pytest.mark.parametrize("table", [*PAPER, "rate"])
