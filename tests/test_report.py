@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.regression import sinusoid
 from configs.rl import navigation
@@ -424,6 +425,47 @@ def test_browser_finds_no_fault_and_page_fetches_nothing(folder, tmp_path):
     assert requested(tmp_path / "log.json", origin) == {
         f"{origin}/{name}" for name in ("frame.html", "page.html", "missing.png")
     } | {"http://elsewhere.invalid/a.png"}
+
+
+def chromium(folder: Path, *options: str) -> None:
+    """Run Chromium on the page of a folder."""
+    address = (folder / "page.html").as_uri()
+    profile = f"--user-data-dir={folder}/profile"
+    common = [CHROMIUM, *OPTIONS, "--hide-scrollbars", "--window-size=900,900", profile]
+    done = subprocess.run(
+        [*common, *options, address], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def luminance(picture: Path) -> np.ndarray:
+    with Image.open(picture) as image:
+        return np.asarray(image.convert("L"), float)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_page_is_readable_light_dark_and_on_paper(folder, tmp_path):
+    site = Path(shutil.copytree(folder, tmp_path / "site"))
+    for scheme, name in enumerate(("dark", "light")):
+        shot = tmp_path / f"{name}.png"
+        chosen = f"--blink-settings=preferredColorScheme={scheme}"
+        chromium(site, chosen, f"--screenshot={shot}")
+        shades = luminance(shot)
+        ground = np.median(shades)
+        assert ground > 240 if name == "light" else ground < 50
+        # Words are far from their ground: more than a thousandth of all dots.
+        assert (np.abs(shades - ground) > 150).mean() > 1e-3
+    if shutil.which("pdftoppm") is None:
+        return
+    # Paper stays white, whatever the screen is.
+    dark = "--blink-settings=preferredColorScheme=0"
+    chromium(site, dark, f"--print-to-pdf={tmp_path}/page.pdf")
+    draw = ["pdftoppm", "-r", "50", "-png", "page.pdf", "page"]
+    subprocess.run(draw, cwd=tmp_path, check=True)
+    pages = sorted(tmp_path.glob("page-*.png"))
+    assert len(pages) > 1
+    for page in pages:
+        assert np.median(luminance(page)) > 240 and luminance(page).min() < 100
 
 
 def browse(url: str, folder: Path) -> str:
