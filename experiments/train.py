@@ -152,19 +152,20 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     Only `training.iterations` may change, and only where the outer rate does not
     depend on it; and `training.keep_every`, on which no number depends.
     """
-    if jax.process_index() != 0:
-        return
-    run.mkdir(parents=True, exist_ok=True)
     path = run / "run.json"
     if path.exists():
         outer = config.optimiser  # a trust region has no rate
         check_same(run, config, longer=outer.get("lr") == outer.get("min_lr"))
-    elif any(run.iterdir()):
+    elif run.exists() and any(run.iterdir()):
         raise ValueError(
             f"--run ({run}) holds files but no run.json; name a new folder"
         )
-    record = {"config": resolved(config), "data": experiment.facts, **environment()}
-    write_json(path, {"protocol": experiment.protocol, **record})
+    # All check, as opening checkpoints takes all processes, and before one writes.
+    multihost_utils.sync_global_devices("checked")
+    if jax.process_index() == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        facts = {"config": resolved(config), "data": experiment.facts, **environment()}
+        write_json(path, {"protocol": experiment.protocol, **facts})
 
 
 def main() -> None:
