@@ -1,0 +1,88 @@
+"""The one training loop on the other domains: exact resume, evaluation, bad numbers."""
+
+import numpy as np
+import pytest
+
+from configs.regression import sinusoid
+from configs.rl import half_cheetah, navigation
+from experiments.recording import read_metrics
+from experiments.scores import evaluate
+from experiments.train import train
+from tests.test_train import assert_identical, final_state
+
+pytestmark = pytest.mark.mixed_dtypes  # Adam
+
+
+def small(config):
+    """Return the config with 4 iterations of 2 tasks, 2 an epoch."""
+    config.model.hidden, config.training.tasks = (4,), 2
+    config.training.iterations, config.training.iterations_per_epoch = 4, 2
+    # Compilation is the cost: as many tasks in both, and points, share one program.
+    config.evaluation.validation_tasks = config.evaluation.test_tasks = 3
+    config.evaluation.points = (0, 1)
+    return config
+
+
+def small_search(config):
+    config.env.horizon, config.sampling.trajectories = 3, 2
+    config.evaluation.trajectories = 2
+    return small(config)
+
+
+def small_sinusoid():
+    config = small(sinusoid.get_config("l2f,k5"))
+    config.training.seeds = 2
+    return config
+
+
+DOMAINS = {
+    "navigation": lambda: small_search(navigation.get_config("maml")),
+    "sinusoid": small_sinusoid,
+    "half_cheetah": lambda: small_search(
+        half_cheetah.get_config("maml,first_order,gym")
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=DOMAINS)
+def domain(request):
+    """Return what makes the config."""
+    if request.param == "half_cheetah":
+        pytest.importorskip("mujoco")
+        pytest.importorskip("gymnasium")
+    return DOMAINS[request.param]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(domain, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(domain(), run)
+    return run
+
+
+def test_run_in_two_parts_is_identical(domain, uninterrupted, tmp_path):
+    run, config = tmp_path / "run", domain()
+    config.training.iterations = 2
+    assert train(config, run)
+    assert train(domain(), run)
+    whole, parts = final_state(uninterrupted, domain()), final_state(run, domain())
+    assert int(whole.step) == 4
+    assert_identical(whole, parts)
+    assert read_metrics(uninterrupted) == read_metrics(run)
+
+
+def test_scores_are_of_every_seed_task_and_point(domain, uninterrupted):
+    found, seeds = evaluate(uninterrupted), domain().training.get("seeds", 1)
+    assert found.points == (0, 1) and found.checkpoints["last"] == [4]
+    assert found.scores.keys() == {"last", "best"}
+    for scores in found.scores.values():
+        assert scores.shape == (seeds, 3, 2) and np.isfinite(scores).all()
+
+
+# The half-cheetah is searched for as navigation is, and MuJoCo logs such numbers.
+@pytest.mark.parametrize("name", ["navigation", "sinusoid"])
+def test_numbers_that_are_none_stop_the_run_at_their_step(name, tmp_path):
+    config = DOMAINS[name]()
+    config.learner.lr = float("inf")
+    with pytest.raises(FloatingPointError, match="not finite at step 1; .* is none"):
+        train(config, tmp_path / "run")
