@@ -14,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from l2f_jax.data.own_images import read_image
 from l2f_jax.data.sources import open_source
 from l2f_jax.data.sources.class_split import by_ratio, class_to_split, shipped
 from l2f_jax.data.sources.decode import UnreadableImage, decode
@@ -224,6 +225,56 @@ def test_photographs_become_rgb(mode):
     pixels, original = decode(image(file.getvalue()), 4, ink=False)
     assert pixels.shape == (4, 4, 3) and pixels.dtype == np.uint8
     assert (pixels == 255).all() and original == (8, 6)
+
+
+def transparent_png(colour=(0, 0, 200), columns=slice(None)):
+    """Coloured columns in the lower half; the rest is transparent, and black."""
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[2:, columns] = *colour, 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def rotated_jpeg():
+    """White left of blue, taken with a camera turned so that white is above."""
+    pixels = np.full((16, 32, 3), 255, np.uint8)
+    pixels[:, 16:] = 0, 0, 200
+    file, photo = io.BytesIO(), Image.fromarray(pixels)
+    photo.getexif()[0x0112] = 6  # orientation: its left side is the top
+    photo.save(file, "JPEG", quality=95, exif=photo.getexif())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [transparent_png(), rotated_jpeg()])
+def test_bank_and_own_images_read_a_photograph_as_it_is_seen(tmp_path, content):
+    write(tmp_path / "photo", content)
+    pixels, (width, height) = decode(image(content), 4, ink=False)
+    np.testing.assert_array_equal(pixels, read_image(tmp_path / "photo", (4, 4, 3)))
+    np.testing.assert_allclose(pixels[0], [[255] * 3] * 4, atol=3)
+    np.testing.assert_allclose(pixels[3], [[0, 0, 200]] * 4, atol=3)
+    assert (width, height) in [(4, 4), (16, 32)]
+
+
+def test_bank_and_own_images_see_a_transparent_drawing_on_white_paper(tmp_path):
+    drawing = transparent_png((0, 0, 0), columns=1)
+    write(tmp_path / "drawing", drawing)
+    ink, _ = decode(image(drawing), 4, ink=True)
+    assert np.flatnonzero(ink).tolist() == [9, 13] and ink.max() == 255
+    np.testing.assert_array_equal(ink, read_image(tmp_path / "drawing", (4, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", mode) for mode in ("RGB", "L", "P", "1")]
+    + [("JPEG", mode) for mode in ("RGB", "L", "CMYK")],
+)
+def test_opaque_upright_photographs_are_only_converted(kind, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, kind)
+    found, _ = decode(image(file.getvalue()), 8, ink=False)
+    np.testing.assert_array_equal(found, np.asarray(Image.open(file).convert("RGB")))
 
 
 @pytest.mark.parametrize("white", [1, 255])

@@ -3,20 +3,18 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from l2f_jax.data.sources.decode import RESIZE, resize_method
+from l2f_jax.data.sources.decode import RESIZE, as_seen, resize_method
 from l2f_jax.data.sources.tree import IMAGE_SUFFIXES
-
-WHITE = (255, 255, 255, 255)
 
 
 def read_image(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
     """Read an image file as uint8 of the given shape (H, W, C).
 
     Transparent parts become white, the orientation that a camera recorded is applied,
-    and resizing is antialiased and does not keep the aspect ratio, as for a bank. With
-    one channel the image is a drawing: ink 255 on paper 0, whatever the colours of
+    and resizing is antialiased and does not keep the aspect ratio, all as for a bank.
+    With one channel the image is a drawing: ink 255 on paper 0, whatever the colours of
     both; the paper's level is taken from the border.
 
     Raises:
@@ -27,12 +25,11 @@ def read_image(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
     if channels not in (1, 3):
         raise ValueError(f"an image file has 1 or 3 channels, `shape` {shape} another")
     try:
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        image = as_seen(Image.open(path))
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file makes a decoder raise nearly anything
         raise ValueError(f"{path} cannot be read: {error}") from None
-    image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     image = _ink(image.convert("L"), path) if channels == 1 else image.convert("RGB")
     image = image.resize((width, height), RESIZE[resize_method(channels == 1)])
     return np.asarray(image).reshape(shape)

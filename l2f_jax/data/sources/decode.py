@@ -3,10 +3,11 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from l2f_jax.data.sources.source import Item
 
+WHITE = (255, 255, 255, 255)
 RESIZE = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -17,17 +18,18 @@ class UnreadableImage(ValueError):
 def decode(item: Item, size: int, ink: bool) -> tuple[np.ndarray, tuple[int, int]]:
     """Read an image as uint8 [size, size, 3], or [size, size, 1] for `ink`.
 
-    Resizing is Pillow's antialiased one after conversion to RGB, without keeping the
-    aspect ratio: bicubic for photographs, Lanczos for ink.
+    A file is read `as_seen`. Resizing is Pillow's antialiased one after conversion to
+    RGB, without keeping the aspect ratio: bicubic for photographs, Lanczos for ink.
 
     Returns:
-      the image, and its width and height before resizing.
+      the image, and its width and height, upright, before resizing.
     Raises:
       UnreadableImage: whatever is wrong with it.
     """
     try:
         raw = item.read()
-        image = Image.open(io.BytesIO(raw)) if isinstance(raw, bytes) else _wrap(raw)
+        is_file = isinstance(raw, bytes)
+        image = as_seen(Image.open(io.BytesIO(raw))) if is_file else _wrap(raw)
         image = _ink(image) if ink else image.convert("RGB")
     except UnidentifiedImageError:
         raise UnreadableImage(f"{item.where}: not an image") from None
@@ -37,6 +39,18 @@ def decode(item: Item, size: int, ink: bool) -> tuple[np.ndarray, tuple[int, int
     if original != (size, size):
         image = image.resize((size, size), RESIZE[resize_method(ink)])
     return np.asarray(image).reshape(size, size, -1), original
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """Return an image upright, as its camera recorded, and opaque, on white.
+
+    One without an orientation and without transparency passes as it is.
+    """
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
 
 
 def resize_method(ink: bool) -> str:
