@@ -41,11 +41,10 @@ class Interruption:
         self.received = True
         signal.signal(number, self.previous[number])
 
-    def agreed(self, step: int) -> bool:
-        """Say whether to stop at this step, the same in all processes."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.received
+    def agreed(self) -> bool:
+        """Say whether any process is to stop; all of them ask at the same steps."""
+        received = multihost_utils.process_allgather(np.array(self.received))
+        return bool(received.any())
 
     def __exit__(self, *_) -> None:
         for number, handler in self.previous.items():
@@ -71,7 +70,7 @@ def train(config: ConfigDict, run: Path) -> bool:
         step, total = int(state.step), schedule.iterations
         with Recorder(run, step, total) as recorder, Interruption() as interruption:
             recorder.say(f"{run}: step {step} of {total}; {experiment.protocol}")
-            while step < total and not interruption.agreed(step):
+            while step < total and not interruption.agreed():
                 state, step = train_epoch(
                     experiment, state, step, recorder, interruption, checkpoints
                 )
@@ -94,20 +93,21 @@ def train_epoch(
     interruption: Interruption,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, int]:
-    """Train to the next boundary, or less if interrupted."""
+    """Train to the next boundary, or by at least one dispatch if interrupted."""
     schedule = experiment.schedule
     boundary, pending = schedule.boundary(step), None
-    while step < boundary and not interruption.agreed(step):
+    while True:
         iterations = min(schedule.iterations_per_dispatch, boundary - step)
         state, metrics = experiment.update(state, step, iterations)
-        # Metrics are fetched one dispatch late, so that the device never waits.
+        # Metrics are fetched one dispatch late, so that the device never waits. (With
+        # several processes it pauses for their agreement, milliseconds a dispatch.)
         if pending is not None:
             record(*pending, recorder, checkpoints)
         pending = step, metrics
         step += iterations
-    if pending is not None:
-        record(*pending, recorder, checkpoints)
-    return state, step
+        if step == boundary or interruption.agreed():
+            record(*pending, recorder, checkpoints)
+            return state, step
 
 
 def record(

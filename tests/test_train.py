@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -47,6 +49,40 @@ def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@contextmanager
+def two_processes(
+    run: Path, *arguments: str, devices: int = 1
+) -> Iterator[list[subprocess.Popen]]:
+    """Start one run in two processes of so many devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        launch(
+            run,
+            *arguments,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            JAX_NUM_CPU_DEVICES=str(devices),
+        )
+        for i in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def finish(processes: Sequence[subprocess.Popen], code: int = 0) -> list[str]:
+    """Wait for all to exit with this code; return what they have said."""
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [code] * 2, messages
+    return messages
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
@@ -112,26 +148,33 @@ def test_sigterm_saves_first(tmp_path):
 
 
 def test_two_processes_of_two_devices_train_as_one(uninterrupted, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    processes = [
-        launch(
-            tmp_path / "run",
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-            JAX_NUM_CPU_DEVICES="2",
-        )
-        for i in range(2)
-    ]
-    messages = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], messages
+    with two_processes(tmp_path / "run", devices=2) as processes:
+        finish(processes)
     assert json.loads((tmp_path / "run/run.json").read_text())["processes"] == 2
     alone, shared = read_metrics(uninterrupted), read_metrics(tmp_path / "run")
     assert [r["step"] for r in alone] == [r["step"] for r in shared]
     first = alone[0], shared[0]
     np.testing.assert_allclose(first[0]["outer/loss"], first[1]["outer/loss"], 1e-4)
+
+
+def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
+    long = "--config.training.iterations_per_epoch=100000"
+    endless = "--config.training.iterations=100000"
+    with two_processes(tmp_path / "run", long, endless) as processes:
+        wait_for_step(tmp_path / "run", 3, processes[0])
+        processes[1].send_signal(signal.SIGTERM)  # the one that records nothing
+        finish(processes, 128 + signal.SIGTERM)
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as saved:
+        (step,) = saved.steps
+    assert step == read_metrics(tmp_path / "run")[-1]["step"]
+    longer = f"--config.training.iterations={step + 6}"
+    for run in (tmp_path / "run", tmp_path / "uninterrupted"):
+        with two_processes(run, long, longer) as processes:
+            finish(processes)
+    a, b = final_state(tmp_path / "uninterrupted"), final_state(tmp_path / "run")
+    assert int(a.step) == step + 6
+    assert_identical(a, b)
+    assert read_metrics(tmp_path / "uninterrupted") == read_metrics(tmp_path / "run")
 
 
 def test_not_finite_loss_stops_with_step_and_checkpoint(tmp_path):
