@@ -30,6 +30,8 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
         )
     plain = ConfigDict(config.to_dict())
     plain.transform = ConfigDict({"name": "identity"})
+    if "sampling" in plain:  # a policy that nothing transforms is sampled once
+        plain.sampling.fresh = False
     return {"l2f": config, "maml": plain}
 
 

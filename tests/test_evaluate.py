@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from configs.rl import navigation
 from experiments import evaluate as program
+from experiments.compare import variants
 from experiments.evaluate import show
 from experiments.scores import Evaluation, evaluate, judged
 from experiments.train import train
@@ -108,6 +110,16 @@ def test_several_seeds_are_judged_by_their_mean():
     a = evaluation("a", [[0.0], [0.5]], [[0.5], [1.0]])
     np.testing.assert_allclose(a.by_task(), [0.25, 0.75])
     assert a.interval().mean == 0.5 and a.tasks == 2
+
+
+def test_policies_that_nothing_transforms_are_sampled_once():
+    found = variants(navigation.get_config("l2f"))
+    assert found["l2f"].sampling.fresh and not found["maml"].sampling.fresh
+    assert found["maml"].transform.to_dict() == {"name": "identity"}
+    with pytest.raises(
+        ValueError, match="`transform.name` .'identity'. leaves nothing"
+    ):
+        variants(found["maml"])
 
 
 @pytest.mark.parametrize(
