@@ -59,6 +59,7 @@ def train(config: ConfigDict, run: Path) -> bool:
     FloatingPointError when the loss is not finite.
     """
     experiment = build(config)
+    check_validation(config, experiment)
     claim(run, config, experiment)
     schedule, best = experiment.schedule, experiment.evaluation.ensemble
     every = schedule.keep_every * schedule.iterations_per_epoch
@@ -144,6 +145,17 @@ def validate(
     shown = ", ".join(f"{k} {v.mean:.4f} +- {v.half:.4f}" for k, v in scores.items())
     recorder.say(f"step {step}: validation {shown}; {recorder.time_left(step)} left")
     return experiment.score.rank(found[experiment.score.name])
+
+
+def check_validation(config: ConfigDict, experiment: Experiment) -> None:
+    """Raise ValueError for a data set without the split that every epoch ends with."""
+    classes = experiment.facts.get("classes")  # of each split; None of no data set
+    if classes is not None and "val" not in classes:
+        held = ", ".join(f"{n} classes of {split!r}" for split, n in classes.items())
+        raise ValueError(
+            f"`data.bank` ({config.data.bank}) must hold a split 'val' of at least "
+            f"`data.ways` ({config.data.ways}) classes, to validate on; it has {held}"
+        )
 
 
 def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:

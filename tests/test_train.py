@@ -18,6 +18,7 @@ import pytest
 from experiments.recording import read_metrics
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.data.writer import write_bank
 from l2f_jax.problems import build
 from tests import tiny
 
@@ -214,6 +215,33 @@ def test_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no run.json"):
         train(tiny.get_config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+ENOUGH = {"train": (3, 3), "val": (3, 3), "test": (3, 3)}  # for 3 ways, 1 + 2 images
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"val": (2, 3)}, r"`ways` \(3\) must be at most 2, .* of split 'val'"),
+        ({"test": (2, 3)}, r"`ways` \(3\) must be at most 2, .* of split 'test'"),
+        ({"val": (3, 2)}, "of split 'val' has 2 images, an episode needs 3"),
+        ({"test": (3, 1)}, "of split 'test' has 1 images, an episode needs 3"),
+        ({"val": (0, 0)}, r"'val' of at least `data.ways` \(3\).* has 3 classes"),
+        ({"train": (0, 0)}, r"`split` \('train'\) must be one of val, test"),
+    ],
+)
+def test_data_set_with_a_split_too_small_is_refused(tmp_path, sizes, message):
+    config, random = tiny.get_config(), np.random.default_rng(0)
+    config.data.bank = str(tmp_path / "bank")
+    with write_bank(tmp_path / "bank", {"source": "random numbers"}) as add:
+        for split, (classes, images) in (ENOUGH | sizes).items():
+            for i in range(classes):
+                pixels = random.integers(0, 256, (images, 28, 28, 1), np.uint8)
+                add(f"{split} {i}", split, pixels)
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

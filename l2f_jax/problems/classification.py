@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2f_jax.data.augment import augment as augmentation
-from l2f_jax.data.bank import ImageBank, embedded_icons, load_bank
-from l2f_jax.data.episodes import EpisodeSpec, Preprocess, preprocessing
+from l2f_jax.data.bank import SPLITS, ImageBank, embedded_icons, load_bank
+from l2f_jax.data.episodes import EpisodeSpec, Preprocess, check_spec, preprocessing
 from l2f_jax.evaluation import Predictions, task_accuracies, task_cross_entropies
 from l2f_jax.learners.protonet import protonet
 from l2f_jax.losses import accuracy, cross_entropy
@@ -62,7 +63,7 @@ def classification(
     example = jax.ShapeDtypeStruct((1, *bank.images.shape[1:]), jnp.float32)
     points = tuple(range(built.steps + 1))
     runs = supervised.run(built, feed, example, points)
-    feed("train")  # a data set too small for the episodes is refused here
+    feed("train")  # a data set without it is refused here
     return Experiment(
         **runs._asdict(),
         scores=_scores,
@@ -201,6 +202,7 @@ def _feed(
 ) -> tuple[ImageBank, Callable[[str], Feed]]:
     """Return the bank, and split -> Feed, opened when first asked for."""
     images = open_bank(bank, icons_split)
+    _check_splits(images, spec)
     preprocess = normalising(mean, std, images.provenance, augment)
 
     @functools.cache
@@ -208,6 +210,14 @@ def _feed(
         return Feed(images, split, spec, preprocess, placement=placement, mesh=mesh)
 
     return images, feed
+
+
+def _check_splits(bank: ImageBank, spec: EpisodeSpec) -> None:
+    """Raise ValueError if a split of the bank cannot fill an episode."""
+    # A split whose classes are not neighbours is copied; of no pixels, that is nothing.
+    without_pixels = replace(bank, images=bank.images[:, :0])
+    for split in (name for name in SPLITS if name in bank.splits):
+        check_spec(without_pixels, split, spec)
 
 
 def _norm(section: Section) -> Norm:
