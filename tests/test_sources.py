@@ -564,6 +564,14 @@ def test_fc100_pickles_with_their_own_labels(tmp_path):
     assert found["train/001"] == ("train", [1, 1]) and found["val/000"] == ("val", [0])
 
 
+def test_fc100_pickle_of_another_split_is_refused(tmp_path):
+    ids = shipped("fc100")["tfds_label_ids"]
+    swapped = {"train": ids["train"], "val": ids["test"], "test": ids["val"]}
+    fc100_pickles(tmp_path, swapped)
+    with pytest.raises(ValueError, match="FC100_val.pickle: holds the test classes"):
+        levels(open_source("fc100", tmp_path))
+
+
 def test_missing_fc100_pickle_is_named(tmp_path):
     fc100_pickles(tmp_path, {"train": [0]})
     with pytest.raises(ValueError, match="FC100_val.pickle: missing"):

@@ -124,8 +124,13 @@ def _fc100_pickles(tree: Tree) -> Iterator[SourceClass]:
         labels = np.asarray(labels)
         numbers = np.unique(labels).tolist()
         names = [f"{split}/{number:03d}" for number in numbers]
-        if numbers == sorted(official["tfds_label_ids"][split]):
-            names = sorted(official["splits"][split])
+        for owner, ids in official["tfds_label_ids"].items():
+            if numbers == sorted(ids):
+                if owner != split:
+                    raise ValueError(
+                        f"{tree.where}/{file}: holds the {owner} classes of FC100"
+                    )
+                names = sorted(official["splits"][split])
         for name, number in zip(names, numbers, strict=True):
             rows = np.flatnonzero(labels == number).tolist()
             items = [array_item(f"{tree.where}/{file}", data, row) for row in rows]
