@@ -70,18 +70,26 @@ def test_tree_lists_sorted_and_skips_hidden_files(tmp_path):
     assert tree.images() == {"a": [], "b": ["b/1.PNG", "b/2.png"]}
 
 
+def packed(folder, kind):
+    """Put a folder, with its name, into an archive beside it."""
+    file = folder.with_name(f"{folder.name}.{kind}")
+    if kind == "zip":
+        return zipped(folder, file)
+    with tarfile.open(file, f"w:{kind[4:]}") as archive:
+        archive.add(folder, folder.name)
+    return file
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_archive_reads_like_its_folder(tmp_path, kind):
     write(tmp_path / "set" / "a" / "1.png", b"one")
     write(tmp_path / "set" / "b" / "2.png", b"two")
-    file = tmp_path / f"set.{kind}"
-    if kind == "zip":
-        zipped(tmp_path / "set", file)
-    else:
-        with tarfile.open(file, f"w:{kind[4:]}") as archive:
-            archive.add(tmp_path / "set", "set")
-    tree = open_tree(file).under("set")
-    assert tree.images() == open_tree(tmp_path / "set").images()
+    for empty in ("c/d", ".hidden", "__MACOSX/set"):
+        (tmp_path / "set" / empty).mkdir(parents=True)
+    tree = open_tree(packed(tmp_path / "set", kind)).under("set")
+    plain = open_tree(tmp_path / "set")
+    assert (tree.files, tree.folders) == (plain.files, plain.folders)
+    assert tree.images() == plain.images() and "c/d" in tree.images()
     assert tree.read("b/2.png") == b"two"
 
 
@@ -797,12 +805,12 @@ def test_zip_of_class_folders(tmp_path):
     assert found == levels(open_source("folders", tmp_path / "photos"))
 
 
-def test_empty_class_folder_is_a_class_without_images(tmp_path):
-    photos(tmp_path)
-    (tmp_path / "k").mkdir()
-    found = {
-        name: len(items) for name, _, items in open_source("folders", tmp_path).classes
-    }
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_empty_class_folder_is_a_class_without_images(tmp_path, kind):
+    place = photos(tmp_path / "set")
+    (place / "k").mkdir()
+    source = open_source("folders", place if kind == "folder" else packed(place, kind))
+    found = {name: len(items) for name, _, items in source.classes}
     assert found["k"] == 0 and found["a"] == 1
 
 

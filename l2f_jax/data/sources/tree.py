@@ -156,19 +156,26 @@ def _folder_tree(path: Path) -> Tree:
 
 def _zip_tree(path: Path) -> Tree:
     archive = zipfile.ZipFile(path)
-    files = {}
+    files, folders = {}, []
     for member in archive.infolist():
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"`{path}` holds a link, {member.filename!r}; refused")
-        if not member.is_dir():
-            files[_inside(path, member.filename)] = member
-    return _member_tree(path, list(files), lambda name: archive.read(files[name]))
+        name = _inside(path, member.filename)
+        if member.is_dir():
+            folders.append(name)
+        else:
+            files[name] = member
+
+    def read(name: str) -> bytes:
+        return archive.read(files[name])
+
+    return _member_tree(path, list(files), folders, read)
 
 
 def _tar_tree(path: Path) -> Tree:
     if path.stat().st_size > LARGEST_TAR:
         raise ValueError(f"`{path}` is too large to be read in place; unpack it first")
-    content = {}
+    content, folders = {}, []
     with tarfile.open(path) as archive:
         for member in archive:
             if not (member.isfile() or member.isdir()):
@@ -177,17 +184,22 @@ def _tar_tree(path: Path) -> Tree:
                 )
             name = _inside(path, member.name)
             file = archive.extractfile(member)
-            if file is not None and not _hidden(name):
+            if file is None:
+                folders.append(name)
+            elif not _hidden(name):
                 content[name] = file.read()
-    return _member_tree(path, list(content), content.__getitem__)
+    return _member_tree(path, list(content), folders, content.__getitem__)
 
 
-def _member_tree(path: Path, names: list[str], read: Callable[[str], bytes]) -> Tree:
-    names = sorted(name for name in names if not _hidden(name))
-    folders = {
-        str(parent) for name in names for parent in list(PurePosixPath(name).parents)
-    }
-    return Tree(str(path), tuple(names), tuple(sorted(folders - {"."})), read)
+def _member_tree(
+    path: Path, files: list[str], folders: list[str], read: Callable[[str], bytes]
+) -> Tree:
+    """Return the tree of an archive, which may list its folders or its files alone."""
+    files = sorted(name for name in files if not _hidden(name))
+    found = {name for name in folders if not _hidden(name)}
+    for name in [*files, *found]:
+        found.update(map(str, PurePosixPath(name).parents))
+    return Tree(str(path), tuple(files), tuple(sorted(found - {"."})), read)
 
 
 def _inside(path: Path, name: str) -> str:
