@@ -20,7 +20,7 @@ from l2f_jax.data.sources.class_split import by_ratio, class_to_split, shipped
 from l2f_jax.data.sources.decode import UnreadableImage, decode
 from l2f_jax.data.sources.miniimagenet import _image_number, _imagenet
 from l2f_jax.data.sources.source import Item
-from l2f_jax.data.sources.tree import open_tree
+from l2f_jax.data.sources.tree import IMAGE_SUFFIXES, open_tree
 from l2f_jax.data.sources.unpickle import load, load_entries
 
 
@@ -68,6 +68,21 @@ def test_tree_lists_sorted_and_skips_hidden_files(tmp_path):
     tree = open_tree(tmp_path)
     assert tree.files == ("a/x.txt", "b/1.PNG", "b/2.png")
     assert tree.images() == {"a": [], "b": ["b/1.PNG", "b/2.png"]}
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".jfif", ".tiff", ".webp", ".gif"])
+def test_tree_knows_images_by_every_usual_suffix(tmp_path, suffix):
+    for name in (f"a/1{suffix}", "a/1.heic", "readme.md"):
+        write(tmp_path / name, b"")
+    tree = open_tree(tmp_path)
+    assert tree.images() == {"a": [f"a/1{suffix}"]}
+    assert tree.others() == ["a/1.heic", "readme.md"]
+
+
+def test_every_suffix_is_one_that_pillow_reads():
+    Image.init()
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in IMAGE_SUFFIXES} <= set(Image.OPEN)
 
 
 def packed(folder, kind):
@@ -758,8 +773,11 @@ def photos(folder, names="abcdefghij"):
 def test_pre_split_folders(tmp_path):
     for split, name in (("train", "a"), ("validation", "b"), ("test", "c")):
         photos(tmp_path / split, name)
-    found = splits(open_source("folders", tmp_path))
-    assert found == {"a": "train", "b": "val", "c": "test"}
+    source = open_source("folders", tmp_path)
+    assert splits(source) == {"a": "train", "b": "val", "c": "test"}
+    assert source.notes == (
+        "files that are no images by their names: 3 left out, such as test/c/notes.txt",
+    )
 
 
 def test_unsplit_folders_are_cut_by_ratio_and_seed(tmp_path):
@@ -781,6 +799,7 @@ def test_split_file_is_respected(tmp_path):
     assert source.notes == (
         "1 classes of the split are not there: missing",
         "7 class folders that the split does not name: left out",
+        "files that are no images by their names: 10 left out, such as a/notes.txt",
     )
     assert source.expected.classes == {"train": 1, "val": 1, "test": 2}
 

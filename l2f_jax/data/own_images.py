@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from l2f_jax.data.sources.decode import RESIZE, as_seen, resize_method
-from l2f_jax.data.sources.tree import IMAGE_SUFFIXES
+from l2f_jax.data.sources.tree import is_image
 
 
 def read_image(path: str | Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -81,7 +81,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES)
+    return path.is_file() and is_image(path.name)
 
 
 def _ink(grey: Image.Image, path: str | Path) -> Image.Image:

@@ -30,8 +30,9 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
     """
     tree = _below_single_folder(open_tree(path))
     tops = {name for name in tree.tops() if name in ALIASES}
+    skipped = _skipped(tree)
     if split is None and tops:
-        return _source(_pre_split(tree, tops), None, {"split": "folders"})
+        return _source(_pre_split(tree, tops), None, {"split": "folders"}, skipped)
     folders = tree.images()
     if not any(folders.values()):
         raise ValueError(f"`{path}` holds no images")
@@ -54,14 +55,14 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
         for name, part in in_bank_order(class_split)
         if name in place
     ]
-    return _source(classes, expected, provenance, notes)
+    return _source(classes, expected, provenance, notes + skipped)
 
 
 def _source(
     classes: list[SourceClass],
     expected: Expected | None,
     provenance: Mapping[str, str | int],
-    notes: tuple[str, ...] = (),
+    notes: tuple[str, ...],
 ) -> Source:
     return Source(
         classes=tuple(classes),
@@ -106,6 +107,16 @@ def _refuse_loose(tree: Tree, folders: dict[str, list[str]]) -> None:
         raise ValueError(
             f"`{tree.where}` holds images outside class folders: {', '.join(loose)}"
         )
+
+
+def _skipped(tree: Tree) -> tuple[str, ...]:
+    """Say how many files are left out because they do not look like images."""
+    if not (others := tree.others()):
+        return ()
+    return (
+        f"files that are no images by their names: {len(others)} left out, such as "
+        f"{others[0]}",
+    )
 
 
 def _below_single_folder(tree: Tree) -> Tree:

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 from l2f_jax.data.sources.source import Item
 from l2f_jax.data.sources.unpickle import load_entries
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif")
+IMAGE_SUFFIXES = (  # of what Pillow reads
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".webp", ".avif", ".gif"),
+    *(".tif", ".tiff", ".bmp", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST_TAR = 2**31  # bytes; a tar is held in memory
 
@@ -75,7 +78,7 @@ class Tree(NamedTuple):
         """
         found: dict[str, list[str]] = {name: [] for name in self.folders}
         for name in self.files:
-            if name.lower().endswith(IMAGE_SUFFIXES):
+            if is_image(name):
                 found.setdefault(_parent(name), []).append(name)
         inner = {_parent(name) for name in self.folders}
         return {
@@ -83,6 +86,10 @@ class Tree(NamedTuple):
             for folder, names in sorted(found.items())
             if names or folder not in inner
         }
+
+    def others(self) -> list[str]:
+        """Return the files that do not look like images."""
+        return [name for name in self.files if not is_image(name)]
 
     def root_of(self, name: str) -> str | None:
         """Return the folder that holds the file or folder `name`, the outermost one."""
@@ -92,6 +99,11 @@ class Tree(NamedTuple):
             if path == name or path.endswith("/" + name)
         ]
         return min(holders, key=lambda path: (path.count("/"), path), default=None)
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file's name is that of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def open_tree(path: str | Path) -> Tree:
