@@ -22,6 +22,7 @@ from l2f_jax.outer import meta_optimiser as meta_optimiser
 from l2f_jax.parallel import task_mesh as task_mesh
 from l2f_jax.recipes import anil as anil
 from l2f_jax.recipes import boil as boil
+from l2f_jax.recipes import fomaml as fomaml
 from l2f_jax.recipes import l2f as l2f
 from l2f_jax.recipes import maml as maml
 from l2f_jax.recipes import mamlpp as mamlpp

@@ -84,6 +84,16 @@ def fixed_rates(rates: Params) -> InnerRule:
     return InnerRule(lambda fast: (), lambda alpha: _indexed_by_step(rates))
 
 
+def first_order(rule: InnerRule) -> InnerRule:
+    """Follow a rule whose gradients count as constants: first-order MAML.
+
+    Meta-gradients then reach theta through theta'_t = theta'_{t-1} + update alone,
+    and rates that the rule learns.
+    """
+    stop = optax.stateless(lambda grads, _: jax.lax.stop_gradient(grads))
+    return InnerRule(rule.init, lambda alpha: optax.chain(stop, rule.optimiser(alpha)))
+
+
 def _indexed_by_step(rates: Params) -> optax.GradientTransformation:
     def init(params: Any) -> Any:
         del params

@@ -6,7 +6,8 @@ Every recipe takes `transform=`: L2F on top of any of them is that one argument,
     meta_sgd(model, loss, transform=attenuate())    # L2F on Meta-SGD
 
 and `adapt_norm=True` adds the norm layers' scale and shift to what adapts.
-First-order MAML is `maml` adapted with `first_order=True`.
+`fomaml` is first order wherever it is used; the others are where they are adapted with
+`first_order=True`.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,29 @@ def maml(
         transform=transform or identity(),
         rule=rule or inner.sgd(lr),
         remat=remat,
+    )
+
+
+def fomaml(
+    model: Model,
+    loss: TaskLoss,
+    *,
+    lr: float = 0.01,
+    rule: InnerRule | None = None,
+    adapt_norm: bool = False,
+    transform: InitTransform | None = None,
+    remat: bool = True,
+) -> Learner:
+    """First-order MAML: inner gradients are constants to the meta-gradient.
+
+    d theta'_S / d theta is then the identity, and no second derivative is taken: less
+    work, and another direction. Arguments as for `maml`.
+
+    Reference: Finn et al., Model-Agnostic Meta-Learning, ICML 2017, Sec. 5.2.
+    """
+    rule = inner.first_order(rule or inner.sgd(lr))
+    return maml(
+        model, loss, rule=rule, adapt_norm=adapt_norm, transform=transform, remat=remat
     )
 
 

@@ -103,7 +103,7 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("model.conv", backend.CONVOLUTIONS),
         ("model.norm.mode", ["batch", "support", "running", "layer"]),
         ("model.norm.per_step", [5]),
-        ("learner.name", ["maml", "meta_sgd", "mamlpp", "anil", "boil"]),
+        ("learner.name", ["maml", "fomaml", "meta_sgd", "mamlpp", "anil", "boil"]),
         ("learner.adapt_norm", [True]),
         ("transform.scope", ["parameter", "filter", "layer", "module", "network"]),
         ("transform.conditioned", [False]),

@@ -27,6 +27,7 @@ def is_head(path):
 
 LEARNERS = {  # and which paths it adapts
     "maml": (recipes.maml, is_not_norm),
+    "fomaml": (recipes.fomaml, is_not_norm),
     "meta_sgd": (recipes.meta_sgd, is_not_norm),
     "mamlpp": (functools.partial(recipes.mamlpp, steps=STEPS), is_not_norm),
     "anil": (recipes.anil, is_head),
@@ -112,10 +113,44 @@ def test_maml_with_another_rule(key):
     assert path["body"].tolist() == [[1.0], [0.75], [0.5]]
 
 
+@pytest.mark.parametrize(("recipe", "slope"), [("maml", 0.5625), ("fomaml", 1.0)])
+def test_only_fomaml_takes_inner_gradients_for_constants(recipe, slope, key):
+    def square(params, stats, data, **_):
+        return params["w"] ** 2 / 2, stats
+
+    model = Model(lambda key, inputs: ({"w": jnp.array(4.0)}, {}), None)
+    learner = getattr(recipes, recipe)(model, square, lr=0.25)
+    meta, _ = learner.init(key, None)
+
+    def end(meta):
+        return learner.adapt(meta, {}, constant(None), 2).path["w"][-1]
+
+    # Each step of rate 0.25 along w leaves 3/4 of it: 9/4 after two.
+    assert end(meta) == 2.25 and jax.grad(end)(meta).params["w"] == slope
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_fomaml_is_maml_adapted_in_first_order(start):
+    model = toys.classifier()
+    loss, transform = toys.task_loss(model), STARTS[start]()
+    objectives = [
+        query_loss(recipe(model, loss, transform=transform), cross_entropy, **options)
+        for recipe, options in (
+            (recipes.fomaml, dict(steps=STEPS)),
+            (recipes.maml, dict(steps=STEPS, first_order=True)),
+        )
+    ]
+    learner = recipes.fomaml(model, loss, transform=transform)
+    meta, _ = learner.init(jax.random.key(0), jnp.zeros((1, toys.FEATURES)))
+    one, two = (jax.grad(toys.meta_loss(o, toys.episode()))(meta) for o in objectives)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 @pytest.mark.parametrize(
     ("recipe", "moving"),
     [
         (recipes.maml, ["body", "head/bias"]),
+        (recipes.fomaml, ["body", "head/bias"]),
         (recipes.l2f, ["body", "head/bias"]),
         (recipes.anil, ["head/bias"]),
         (recipes.boil, ["body"]),

@@ -43,7 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm.per_step = 0  # inner steps with an own scale and shift; 0: shared
 
     config.learner = ConfigDict()
-    config.learner.name = "maml"  # or "meta_sgd", "mamlpp", "anil", "boil"
+    # Or "fomaml" (first order throughout), "meta_sgd", "mamlpp", "anil", "boil".
+    config.learner.name = "maml"
     config.learner.steps = 5  # S, inner steps
     config.learner.lr = 0.01  # alpha
     config.learner.adapt_norm = False  # also adapt the norm layers' scale and shift
@@ -70,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.training.iterations_per_dispatch = 10
     config.training.tasks = 1 if network == "resnet12" else 2 if shots == "5shot" else 4
     config.training.reduction = "sum"  # of the tasks' losses; or "mean"
-    config.training.order = 2  # 1: first-order MAML
+    config.training.order = 2  # 1: first order, whatever the learner
     # Epochs 0 .. 10, then `order`.
     config.training.first_order_epochs = 0 if method == "protonet" else 11
     config.training.multi_step_epochs = 0  # of the multi-step loss (MAML++: 15)

@@ -125,6 +125,7 @@ def adapting(
     start = select(transform, "transform", starts, **context)
     learners = {
         "maml": recipes.maml,
+        "fomaml": recipes.fomaml,
         "meta_sgd": recipes.meta_sgd,
         "mamlpp": recipes.mamlpp,
         "anil": recipes.anil,
