@@ -148,16 +148,6 @@ def test_sigterm_saves_first(tmp_path):
         assert saved.latest == read_metrics(tmp_path / "run")[-1]["step"]
 
 
-def test_two_processes_of_two_devices_train_as_one(uninterrupted, tmp_path):
-    with two_processes(tmp_path / "run", devices=2) as processes:
-        finish(processes)
-    assert json.loads((tmp_path / "run/run.json").read_text())["processes"] == 2
-    alone, shared = read_metrics(uninterrupted), read_metrics(tmp_path / "run")
-    assert [r["step"] for r in alone] == [r["step"] for r in shared]
-    first = alone[0], shared[0]
-    np.testing.assert_allclose(first[0]["outer/loss"], first[1]["outer/loss"], 1e-4)
-
-
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
     long = "--config.training.iterations_per_epoch=100000"
     endless = "--config.training.iterations=100000"

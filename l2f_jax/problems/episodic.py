@@ -5,7 +5,7 @@ a step samples from it; streamed, a step receives raw images that a thread gathe
 the memory-mapped bank while the step before ran.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -97,16 +97,26 @@ class Feed:
         """Yield, dispatch after dispatch, the image numbers of this process's tasks."""
         bits = np.asarray(jax.random.key_data(key))  # the key lies on all processes
         run_key = jax.random.wrap_key_data(jnp.asarray(bits))
-        own = tasks // jax.process_count()
-        first = jax.process_index() * own
+        owners = [device.process_index for device in self.mesh.devices.flat]
+        own = own_tasks(tasks, owners, jax.process_index())
         while True:
             steps = step + np.arange(iterations)[:, None]
-            numbers = steps * tasks + first + np.arange(own)
+            numbers = steps * tasks + own
             flat = jnp.asarray(numbers.reshape(-1))
             keys = jax.vmap(_sample_key, (None, 0))(run_key, flat)
             drawn = np.asarray(self._draw(keys))
             yield drawn.reshape(*numbers.shape, *drawn.shape[1:])
             step += iterations
+
+
+def own_tasks(tasks: int, owners: Sequence[int], process: int) -> np.ndarray:
+    """Return which of a step's tasks 0 .. tasks - 1 a process samples, in order.
+
+    Args:
+      owners: the process of each device that shares the tasks.
+    """
+    by_device = np.arange(tasks).reshape(len(owners), -1)
+    return by_device[np.asarray(owners) == process].reshape(-1)
 
 
 def _sample_key(run_key: Array, number: Array) -> Array:

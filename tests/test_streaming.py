@@ -1,0 +1,85 @@
+"""Images streamed from a bank: the same training as with the bank on the device."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.recording import read_metrics
+from experiments.train import train
+from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.problems import build
+from l2f_jax.problems.episodic import own_tasks
+from tests import tiny
+from tests.test_train import assert_identical, final_state, finish, two_processes
+
+pytestmark = pytest.mark.mixed_dtypes  # the outer rate
+
+# Adam would divide what rounding leaves of vanishing gradients by as little.
+SGD = {"name": "sgd", "lr": 0.1, "min_lr": 0.1}
+
+
+def config_of(placement, iterations=12):
+    config = tiny.get_config()
+    config.data.placement, config.training.iterations = placement, iterations
+    config.optimiser.update(SGD)
+    return config
+
+
+def state_of(run):
+    return final_state(run, config_of("device"))
+
+
+@pytest.fixture(scope="module")
+def on_device(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "device"
+    assert train(config_of("device"), run)
+    return run
+
+
+def test_streamed_run_is_identical(on_device, tmp_path):
+    assert train(config_of("stream"), tmp_path / "run")
+    assert_identical(state_of(on_device), state_of(tmp_path / "run"))
+    assert read_metrics(on_device) == read_metrics(tmp_path / "run")
+
+
+def test_resumed_streamed_run_is_identical(on_device, tmp_path):
+    for iterations in (4, 12):  # 4: within an epoch, after a dispatch of 3 and one of 1
+        assert train(config_of("stream", iterations), tmp_path / "run")
+    assert_identical(state_of(on_device), state_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("owners", [[0], [0, 0, 1, 1], [0, 1, 0, 1], [2, 1, 0]])
+def test_processes_sample_all_tasks_each_once(owners):
+    shares = [own_tasks(12, owners, process) for process in set(owners)]
+    assert {len(share) for share in shares} == {12 // len(set(owners))}
+    assert sorted(np.concatenate(shares)) == list(range(12))
+
+
+def test_a_process_samples_the_tasks_of_its_devices():
+    assert own_tasks(8, [0, 0, 1, 1], 1).tolist() == [4, 5, 6, 7]
+    assert own_tasks(8, [0, 1, 0, 1], 1).tolist() == [2, 3, 6, 7]
+
+
+def test_two_processes_of_two_devices_train_as_one(on_device, tmp_path):
+    run = tmp_path / "run"
+    options = [f"--config.optimiser.{key}={value}" for key, value in SGD.items()]
+    options.append("--config.data.placement=stream")
+    with two_processes(run, *options, devices=2) as processes:
+        first, second = finish(processes)
+    assert json.loads((run / "run.json").read_text())["processes"] == 2
+    before = jax.tree.leaves(build(config_of("device")).init(0).meta)
+    one, two = (jax.tree.leaves(state_of(path).meta) for path in (on_device, run))
+    assert max(abs(x - y).max() for x, y in zip(before, one, strict=True)) > 0.1
+    for x, y in zip(one, two, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    # Only the first process records and shows; else all of this were there twice.
+    recorded = [[r["step"] for r in read_metrics(path)] for path in (on_device, run)]
+    assert recorded[0] == recorded[1]
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert "complete at 12" in first and str(run) not in second
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        assert saved.steps == [6, 12]
+        records = [run / "checkpoints" / str(step) / "record" for step in saved.steps]
+    assert [len(list(folder.glob("metadata*"))) for folder in records] == [1, 1]
