@@ -222,6 +222,12 @@ def test_missing_key_is_named(config, key):
         build(config)
 
 
+def test_per_step_norm_with_the_support_statistics_is_refused(config):
+    config.model.norm.mode, config.model.norm.per_step = "support", 5
+    with pytest.raises(ValueError, match=r"`per_step` \(5\) must be None with"):
+        build(config)
+
+
 def test_multi_step_loss_without_steps_is_refused(config):
     config.learner.steps, config.training.multi_step_epochs = 0, 3
     with pytest.raises(ValueError, match="multi_step_epochs` needs `learner.steps`"):

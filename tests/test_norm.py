@@ -97,6 +97,12 @@ def test_bad_options_are_named(bad):
         Norm(**bad)
 
 
+def test_support_statistics_of_another_step_than_the_query_are_refused():
+    # After t steps, scales of step t, but statistics of a pass with those of t + 1.
+    with pytest.raises(ValueError, match=r"`per_step` \(2\) must be None with .*'supp"):
+        Norm("support", per_step=2)
+
+
 def test_max_pool_drops_an_odd_last_row_and_column():
     x = jnp.arange(9.0).reshape(1, 3, 3, 1)  # 0 1 2 / 3 4 5 / 6 7 8
     np.testing.assert_array_equal(max_pool(x).reshape(-1), [4])

@@ -40,7 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = resnet12() if network == "resnet12" else conv4()
     config.model.norm = ConfigDict()
     config.model.norm.mode = "batch"  # or "support", "running", "layer"
-    config.model.norm.per_step = 0  # inner steps with an own scale and shift; 0: shared
+    # Inner steps with an own scale and shift, not with "support"; 0: shared.
+    config.model.norm.per_step = 0
 
     config.learner = ConfigDict()
     # Or "fomaml" (first order throughout), "meta_sgd", "mamlpp", "anil", "boil".

@@ -119,7 +119,9 @@ class Norm:
       "layer": those of each image over height, width and channels; no scale, and one
         shift per pixel and channel.
     per_step: number of inner steps that have a scale and shift (and running averages)
-      of their own, as in MAML++; None shares them. Later steps use the last.
+      of their own, as in MAML++; None shares them. Later steps use the last. Not with
+      "support": what the pass of step t + 1 records goes with the scales of that step,
+      while the query images after t steps take those of step t.
     momentum: weight of the new statistics in a running average, in [0, 1].
     epsilon: added to the variance.
     """
@@ -135,6 +137,12 @@ class Norm:
             raise ValueError(f"`mode` ({self.mode!r}) must be one of {choices}")
         if self.per_step is not None and self.per_step < 1:
             raise ValueError(f"`per_step` ({self.per_step}) must be None or at least 1")
+        if self.per_step is not None and self.mode == "support":
+            raise ValueError(
+                f"`per_step` ({self.per_step}) must be None with `mode` 'support': its "
+                "statistics are recorded with the scales of another step than the "
+                "query images take; 'running' has statistics of every step"
+            )
 
 
 BATCH = Norm("batch")
