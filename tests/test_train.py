@@ -108,6 +108,18 @@ def test_resumed_run_is_identical(uninterrupted, tmp_path):
     assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
 
 
+def test_resumed_run_of_optimised_programs_on_two_devices_is_identical(tmp_path):
+    optimised = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_NUM_CPU_DEVICES": "2"}
+    for run, iterations in (("parts", 9), ("parts", 12), ("whole", 12)):
+        length = f"--config.training.iterations={iterations}"
+        with launch(tmp_path / run, length, **optimised) as process:
+            _, message = process.communicate(timeout=300)
+        assert process.returncode == 0, message
+        record = json.loads((tmp_path / run / "run.json").read_text())
+        assert record["device"].startswith("2 x ")
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
 def test_complete_run_is_left_alone(uninterrupted):
     before = final_state(uninterrupted)
     assert train(tiny.get_config(), uninterrupted)
