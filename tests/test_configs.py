@@ -1,17 +1,23 @@
 """Every config builds, checked without compiling; every mistake is named."""
 
+import functools
 import importlib
+import inspect
 import itertools
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.classification.base import VARIANTS, get_config
 from l2f_jax import backend
 from l2f_jax.data.writer import write_bank
+from l2f_jax.models.layers import Norm
 from l2f_jax.problems import build
+from l2f_jax.transforms import attenuate
 
 pytestmark = pytest.mark.mixed_dtypes
 
@@ -103,6 +109,8 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("model.conv", backend.CONVOLUTIONS),
         ("model.norm.mode", ["batch", "support", "running", "layer"]),
         ("model.norm.per_step", [5]),
+        ("model.norm.momentum", [0.0, 1.0]),
+        ("model.norm.epsilon", [1e-3]),
         ("learner.name", ["maml", "fomaml", "meta_sgd", "mamlpp", "anil", "boil"]),
         ("learner.adapt_norm", [True]),
         ("transform.scope", ["parameter", "filter", "layer", "module", "network"]),
@@ -110,6 +118,8 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("transform.squash", ["sigmoid", "none"]),
         ("transform.affine", [True]),
         ("transform.layers", [1, 3]),
+        ("transform.bias", [None, 4.0]),
+        ("transform.embedding_scale", [100.0]),
         ("optimiser.name", ["adam", "sgd"]),
         ("data.augment", [("rotate_classes", "crop", "flip")]),
         ("data.placement", ["device", "stream"]),
@@ -127,6 +137,34 @@ def test_every_documented_value_builds(config, key, values):
 def test_keys_with_a_default_may_be_left_out(config, key):
     del config.model[key]
     initial(build(config))
+
+
+YOUNGER = {  # keys that older runs were recorded without
+    "model.norm": (Norm, ("momentum", "epsilon")),
+    "transform": (attenuate, ("bias", "embedding_scale")),
+}
+
+
+def test_runs_recorded_before_a_key_was_there_still_build(config):
+    record = json.loads(config.to_json())
+    for name, (_, keys) in YOUNGER.items():
+        section = functools.reduce(dict.__getitem__, name.split("."), record)
+        for key in keys:
+            del section[key]
+    assert initial(build(ConfigDict(record))) == initial(build(config))
+
+
+def test_younger_keys_stand_at_what_older_runs_were_trained_with(config):
+    for name, (component, keys) in YOUNGER.items():
+        section = functools.reduce(ConfigDict.__getitem__, name.split("."), config)
+        defaults = inspect.signature(component).parameters
+        assert [section[k] for k in keys] == [defaults[k].default for k in keys]
+
+
+def test_an_attenuation_may_start_near_one(config):
+    config.model.stages, config.model.filters, config.transform.bias = 1, 2, 4.0
+    phi = build(config).init(0).meta.transform
+    np.testing.assert_array_equal(phi["layer_1/bias"], 4)
 
 
 # What is refused ---------------------------------------------------------------
@@ -148,6 +186,8 @@ def test_keys_with_a_default_may_be_left_out(config, key):
         ("model.conv", "fft"),
         ("model.norm.mode", "group"),
         ("model.norm.per_step", -1),
+        ("model.norm.momentum", 2.0),
+        ("model.norm.epsilon", 0.0),
         ("learner.name", "reptile"),
         ("learner.steps", -1),
         ("transform.name", "amplify"),

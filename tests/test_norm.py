@@ -91,7 +91,9 @@ def test_prediction_of_one_query_and_the_other_queries(mode, inductive, key):
     assert same == inductive
 
 
-@pytest.mark.parametrize("bad", [{"mode": "group"}, {"per_step": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"mode": "group"}, {"per_step": 0}, {"momentum": 1.1}, {"epsilon": 0.0}]
+)
 def test_bad_options_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Norm(**bad)

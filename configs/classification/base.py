@@ -16,6 +16,7 @@ that takes 4 tasks as MAML does.
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 VARIANTS = (("l2f", "maml", "protonet"), ("conv4", "resnet12"), ("1shot", "5shot"))
 
@@ -42,6 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm.mode = "batch"  # or "support", "running", "layer"
     # Inner steps with an own scale and shift, not with "support"; 0: shared.
     config.model.norm.per_step = 0
+    config.model.norm.momentum = 0.1  # share of the new in "running" averages
+    config.model.norm.epsilon = 1e-5  # added to the variance
 
     config.learner = ConfigDict()
     # Or "fomaml" (first order throughout), "meta_sgd", "mamlpp", "anil", "boil".
@@ -115,6 +118,9 @@ def attenuate() -> ConfigDict:
     transform.squash = "sigmoid"  # "none": gamma is unbounded (Table 6)
     transform.affine = False  # also generate a shift delta (Table 6)
     transform.layers = 2  # linear layers of g_phi; the paper's text says 3
+    # Where the last bias of g_phi starts; None draws it, 4 is gamma near 1.
+    transform.bias = placeholder(float)
+    transform.embedding_scale = 1.0  # of the gradients that g_phi sees
     transform.through = False  # let meta-gradients flow through the embedding
     return transform
 

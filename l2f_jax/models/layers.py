@@ -123,7 +123,7 @@ class Norm:
       "support": what the pass of step t + 1 records goes with the scales of that step,
       while the query images after t steps take those of step t.
     momentum: weight of the new statistics in a running average, in [0, 1].
-    epsilon: added to the variance.
+    epsilon: added to the variance, above 0.
     """
 
     mode: Literal["batch", "support", "running", "layer"] = "batch"
@@ -137,6 +137,10 @@ class Norm:
             raise ValueError(f"`mode` ({self.mode!r}) must be one of {choices}")
         if self.per_step is not None and self.per_step < 1:
             raise ValueError(f"`per_step` ({self.per_step}) must be None or at least 1")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"`momentum` ({self.momentum}) must lie in 0 .. 1")
+        if self.epsilon <= 0:
+            raise ValueError(f"`epsilon` ({self.epsilon}) must be above 0")
         if self.per_step is not None and self.mode == "support":
             raise ValueError(
                 f"`per_step` ({self.per_step}) must be None with `mode` 'support': its "
