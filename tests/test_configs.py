@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs.classification import omniglot
 from configs.classification.base import VARIANTS, get_config
 from l2f_jax import backend
 from l2f_jax.data.writer import write_bank
@@ -272,6 +273,19 @@ def test_multi_step_loss_without_steps_is_refused(config):
     config.learner.steps, config.training.multi_step_epochs = 0, 3
     with pytest.raises(ValueError, match="multi_step_epochs` needs `learner.steps`"):
         build(config)
+
+
+@pytest.mark.parametrize(("arg", "ways"), [("maml", 5), ("20way,maml,5shot", 20)])
+def test_omniglot_has_five_or_twenty_ways(arg, ways):
+    config = omniglot.get_config(arg)
+    assert config.data.ways == ways and config.transform.name == "identity"
+    assert config.data.shots == (5 if "5shot" in arg else 1)
+
+
+@pytest.mark.parametrize("arg", ["5way,20way", "20way,10way"])
+def test_ways_of_omniglot_are_checked_as_other_variants(arg):
+    with pytest.raises(ValueError, match="variants? .*5way.*20way"):
+        omniglot.get_config(arg)
 
 
 def test_unknown_variant_is_named():
