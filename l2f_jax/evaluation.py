@@ -16,6 +16,8 @@ from l2f_jax.inner import constant
 from l2f_jax.parallel import REPLICATED, map_over_tasks
 from l2f_jax.types import Array, Learner, MetaParams, Stats
 
+GROUPS = 32  # of tasks, in one call of a compiled pass; bounds what it holds of them
+
 
 class Predictions(NamedTuple):
     """outputs [tasks, points, queries, ...] after `points` inner steps each, and the
@@ -49,8 +51,9 @@ def make_measure(
       at_once: tasks that a device measures at once.
     Returns:
       run(meta, stats, shared, items [tasks, ...]) -> what `measure` returns, with a
-      leading axis of tasks, on the host. Any number of tasks: the last group is filled
-      up with copies, which are cut off again.
+      leading axis of tasks, on the host. Any number of tasks: they are measured in
+      equal parts, the last filled up with copies, which are cut off again. Items need
+      a length and `items[numbers]`, by which the parts are taken in turn.
     """
 
     def task(shared, item):
@@ -62,12 +65,15 @@ def make_measure(
 
     compiled = jax.jit(run, out_shardings=NamedSharding(mesh, REPLICATED))
 
+    def part(arguments: tuple, items, numbers: np.ndarray):
+        taken = jax.tree.map(lambda x: x[numbers], items)
+        return jax.tree.map(np.asarray, compiled(*arguments, taken))
+
     def measured(meta: MetaParams, stats: Stats, shared, items):
         tasks = len(jax.tree.leaves(items)[0])
-        group = mesh.size * at_once
-        filled = np.minimum(np.arange(-(-tasks // group) * group), tasks - 1)
-        found = compiled(meta, stats, shared, jax.tree.map(lambda x: x[filled], items))
-        return jax.tree.map(lambda x: np.asarray(x)[:tasks], found)
+        parts = _parts(tasks, mesh.size * at_once)
+        found = [part((meta, stats, shared), items, numbers) for numbers in parts]
+        return jax.tree.map(lambda *x: np.concatenate(x)[:tasks], *found)
 
     return measured
 
@@ -156,3 +162,14 @@ def paired(a: np.ndarray, b: np.ndarray) -> Interval:
     if np.shape(a) != np.shape(b):
         raise ValueError(f"paired scores differ in shape: {np.shape(a)}, {np.shape(b)}")
     return interval(np.asarray(a) - np.asarray(b))
+
+
+def _parts(tasks: int, group: int) -> np.ndarray:
+    """Return the task numbers of each call, [calls, n]: n <= GROUPS groups, filled up.
+
+    All of one size, because each size is compiled for itself.
+    """
+    groups = -(-tasks // group)
+    calls = -(-groups // GROUPS)
+    size = -(-groups // calls) * group
+    return np.minimum(np.arange(calls * size), tasks - 1).reshape(calls, size)

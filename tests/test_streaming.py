@@ -9,8 +9,10 @@ import pytest
 from experiments.recording import read_metrics
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.evaluation import make_measure
+from l2f_jax.parallel import task_mesh
 from l2f_jax.problems import build
-from l2f_jax.problems.episodic import own_tasks
+from l2f_jax.problems.episodic import RawImages, own_tasks
 from tests import tiny
 from tests.test_train import assert_identical, final_state, finish, two_processes
 
@@ -83,3 +85,55 @@ def test_two_processes_of_two_devices_train_as_one(on_device, tmp_path):
         assert saved.steps == [6, 12]
         records = [run / "checkpoints" / str(step) / "record" for step in saved.steps]
     assert [len(list(folder.glob("metadata*"))) for folder in records] == [1, 1]
+
+
+# Evaluation ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Return (placement, tasks) -> what a new learner predicts."""
+    built = {p: build(config_of(p)) for p in ("device", "stream")}
+    states = {p: experiment.init(0) for p, experiment in built.items()}
+
+    def predict(placement, tasks):
+        state = states[placement]
+        return built[placement].predict(state.meta, state.stats, "val", tasks)
+
+    return predict
+
+
+def test_streamed_evaluation_is_identical(judged):
+    assert_identical(judged("device", 70), judged("stream", 70))
+
+
+def test_number_of_tasks_does_not_change_their_predictions(judged):
+    many, few = judged("stream", 70), judged("stream", 3)
+    assert many.targets.shape[0] == 70
+    assert_identical(jax.tree.map(lambda x: x[:3], many), few)
+
+
+class Counted(RawImages):
+    taken = []
+
+    def __getitem__(self, tasks):
+        self.taken.append(tasks.tolist())
+        return super().__getitem__(tasks)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "at_once", "sizes"),
+    [(5, 1, [5]), (5, 3, [6]), (64, 1, [32, 32]), (70, 1, [24] * 3), (70, 2, [36] * 2)],
+)
+def test_images_of_few_tasks_are_read_at_once(tasks, at_once, sizes):
+    images = np.arange(tasks, dtype=np.uint8)[:, None, None, None]
+    items = Counted(images, np.arange(tasks)[:, None, None])
+    items.taken.clear()
+    total = make_measure(
+        lambda meta, stats, episode: episode.sum(),
+        lambda shared, item: item.astype(np.float32),
+        mesh=task_mesh(1),
+        at_once=at_once,
+    )
+    assert total((), (), (), items).tolist() == list(range(tasks))
+    assert [len(numbers) for numbers in items.taken] == sizes

@@ -6,6 +6,7 @@ the memory-mapped bank while the step before ran.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,6 +22,24 @@ from l2f_jax.types import Array, Episode
 
 PLACEMENTS = ("auto", "device", "stream")
 HOST_LIMIT = 4 * 2**30  # bytes; a bank is copied into a CPU's memory up to this size
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """The raw images of tasks, read from a bank when some of the tasks are taken.
+
+    images: uint8 [N, H, W, C] on the host.
+    numbers: [tasks, ways, shots + queries], of each task's images in the bank.
+    """
+
+    images: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, tasks: np.ndarray) -> np.ndarray:
+        return episodes.gather(self.images, self.numbers[tasks])
 
 
 class Feed:
@@ -81,11 +100,11 @@ class Feed:
         return share(next(self._stream), self.mesh, axis=1)
 
     def fixed_items(self, seed: int, tasks: int) -> Any:
-        """Return the items of evaluation tasks 0 .. tasks - 1."""
+        """Return the items of evaluation tasks 0 .. tasks - 1, for `make_measure`."""
         keys = episodes.episode_keys(seed, 0, tasks)
         if not self.streamed:
             return keys
-        return episodes.gather(self.bank.images, np.asarray(self._draw(keys)))
+        return RawImages(self.bank.images, np.asarray(self._draw(keys)))
 
     def _sampled(self, shared: Any, key: Array) -> Array:
         images, table = shared
