@@ -71,6 +71,8 @@ def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:
         devices = backend.cpu_devices(cpu_devices, tasks, os.cpu_count() or 1)
         jax.config.update("jax_num_cpu_devices", devices)
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        # It would take the signals that the training loop saves at.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             os.environ["JAX_COORDINATOR_ADDRESS"],
             int(os.environ["JAX_NUM_PROCESSES"]),

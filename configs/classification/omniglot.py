@@ -5,8 +5,8 @@
         --run=runs/omniglot_maml
 
 Variants: those of `base.py`, and 5way (default) or 20way, the same otherwise. The L2F
-paper has no Omniglot row. MAML's own paper reports for its network, 1-shot, 98.7 +- 0.4
-% (5-way) and 95.8 +- 0.3 % (20-way; 95 % intervals over tasks).
+paper has no Omniglot row. MAML's own paper reports for its network, 5-way 1-shot, 98.7
++- 0.4 % (95 % interval over tasks).
 
 Departures from the official L2F values: 64 filters with convolution biases, 8 tasks
 whose losses are averaged, one query image of a class, alpha = 0.1, a cosine rate down

@@ -28,7 +28,6 @@ gamma; the number of training steps and iterations; the ranges of Figure 4b.
 from math import pi
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs.classification.base import attenuate, chosen
 
@@ -72,11 +71,7 @@ def get_config(arg: str = ""):
     config.learner.remat = False  # the activations are small
 
     config.transform = attenuate() if method == "l2f" else ConfigDict()
-    if method == "l2f":
-        # Where the last bias of g_phi starts; None draws it, 4 is gamma near 1.
-        config.transform.bias = placeholder(float)
-        config.transform.embedding_scale = 1.0  # of the gradients that g_phi sees
-    else:
+    if method == "maml":
         config.transform.name = "identity"
 
     config.optimiser = ConfigDict()

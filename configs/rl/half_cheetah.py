@@ -24,10 +24,10 @@ VARIANTS = (("direction", "velocity"), ("original", "gym"))
 
 
 def get_config(arg: str = ""):
+    goal, robot, *_ = chosen(arg, (*VARIANTS, *navigation.VARIANTS))
     own = {name for group in VARIANTS for name in group}
-    names = [name for name in arg.split(",") if name]
-    goal, robot = chosen(",".join(name for name in names if name in own), VARIANTS)
-    config = navigation.get_config(",".join(n for n in names if n not in own))
+    others = [name for name in arg.split(",") if name not in own]
+    config = navigation.get_config(",".join(others))
     observe_goal = config.env.observe_goal
     with config.unlocked():
         del config.env.squared

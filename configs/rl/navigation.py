@@ -61,7 +61,6 @@ def get_config(arg: str = ""):
     config.transform = attenuate() if method == "l2f" else ConfigDict()
     if method == "l2f":
         config.transform.bias = 4.0
-        config.transform.embedding_scale = 1.0
     else:
         config.transform.name = "identity"
 
