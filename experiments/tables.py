@@ -142,10 +142,12 @@ def heading(
     first = done[0]
     unit = f"{first.score.name} in %" if first.score.percent else first.score.name
     where = f" on {data}" if data else ""
+    of = (
+        "" if seeds == 1 else f" of the mean of {seeds} seeds (least .. most of a seed)"
+    )
     return (
-        f"Table {table}{where}: {unit}, mean ± 95 % interval over {tasks} test tasks "
-        f"of the mean of {seeds} seeds (least .. most of a seed); {length} iterations; "
-        f"{first.protocol}. Paper: {paper}."
+        f"Table {table}{where}: {unit}, mean ± 95 % interval over {tasks} test tasks"
+        f"{of}; {length} iterations; {first.protocol}. Paper: {paper}."
     )
 
 
