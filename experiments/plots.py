@@ -203,6 +203,7 @@ def embedded(runs: Numbers, axes: plt.Axes) -> None:
 
 def _spread_by_layer(found: Mapping[str, Mapping[str, Any]], axes: plt.Axes) -> None:
     spreads(found, sorted({path for layers in found.values() for path in layers}), axes)
+    axes.legend(frameon=False)  # within; the panel's title stands above
 
 
 def _ranges(runs: dict[str, tuple[list, list]], axes: plt.Axes) -> None:
