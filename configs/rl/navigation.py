@@ -18,8 +18,8 @@ MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward, the d
 itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. Evaluation is that code's: 4000
 environment steps for an update. The L2F paper prints no numbers and its supplement is
 not public. Chosen here for L2F: new trajectories after attenuation and g_phi's last
-bias at 4 (gamma near 1). An embedding times 100 has been unstable (see RESULTS.md). The
-papers' texts have squared distances.
+bias at 4 (gamma near 1). It fails with some seeds (see RESULTS.md). The papers' texts
+have squared distances.
 """
 
 from ml_collections import ConfigDict
