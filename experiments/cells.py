@@ -112,9 +112,10 @@ def judge(runs: Mapping[Path, ConfigDict]) -> Result | None:
             check_same(run, config)
         if newest_step(run) < config.training.iterations:
             return None
-    found = [
-        judged(run, tasks=config.evaluation.test_tasks) for run, config in runs.items()
-    ]
+    found = []
+    for run, config in runs.items():
+        with taken(run, wait=True):  # what another process computes is read then
+            found.append(judged(run, tasks=config.evaluation.test_tasks))
     scores = {"last": np.concatenate([e.scores["last"] for e in found])}
     names = [e.ensemble for e in found]
     if all(names):

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import behaviour, launch, motion, panels, plots
 from experiments.evaluate import set_up
-from experiments.identity import check_comparable
+from experiments.identity import check_comparable, short_names
 from experiments.recording import environment, write_json
 from l2f_jax.problems.saved import read_record
 
@@ -104,9 +104,7 @@ def measured(
     chosen: dict[str, Panel], runs: Sequence[panels.Run], tasks: int
 ) -> dict[str, dict[str, Any]]:
     """Return {name of a run: {name of a measure: numbers}}, each measured once."""
-    names = [run.path.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
+    names = short_names([run.path for run in runs])
     measures = dict.fromkeys(panel.measure for panel in chosen.values())
     return {
         name: {measure.__name__: measure(run, tasks) for measure in measures}

@@ -1,7 +1,7 @@
 """What a run is, by its run.json: which config, and which tasks it is judged on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
                 f"{run} holds a run with {key} = {old!r}, not {new!r}; use another "
                 "--run, or the same config"
             )
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the directories' last names, or where two agree, whole paths."""
+    names = [path.resolve().name for path in paths]
+    if len({*names}) == len(names):
+        return names
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a run is given twice: {', '.join(map(str, paths))}")
+    return [str(path) for path in paths]
 
 
 def check_comparable(records: dict[Path, dict[str, Any]]) -> None:

@@ -5,7 +5,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,21 @@ def environment() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file, which then takes its place complete.
+
+    Each process writes to a place of its own.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    yield partial
+    os.replace(partial, path)
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a file completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(content, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.identity import check_comparable, newest_step
+from experiments.identity import check_comparable, newest_step, short_names
 from experiments.scores import Evaluation, judged, newest_state
 from l2f_jax import analysis
 from l2f_jax.outer import TrainState
@@ -56,7 +56,7 @@ def open_runs(
       ValueError: one sentence, for a directory that is no run or has no checkpoint, and
         for runs whose tasks differ.
     """
-    names = _names(paths)
+    names = short_names(paths)
     records = [read_record(path) for path in paths]
     if bank:
         _move(records, bank)
@@ -114,13 +114,3 @@ def _move(records: Sequence[dict[str, Any]], bank: str) -> None:
     for found in records:
         if "bank" in found["config"].get("data", {}):
             found["config"]["data"]["bank"] = bank
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the directories' last names, or where two agree, whole paths."""
-    names = [path.resolve().name for path in paths]
-    if len({*names}) == len(names):
-        return names
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"a run is given twice: {', '.join(map(str, paths))}")
-    return [str(path) for path in paths]

@@ -1,14 +1,13 @@
 """Scores of trained runs on fixed tasks: computed, recorded beside them, read back."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.identity import newest_step, read_config
-from experiments.recording import environment, write_json
+from experiments.recording import environment, replacing, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import Interval, Predictions, ensemble, interval, paired
 from l2f_jax.outer import TrainState
@@ -129,10 +128,8 @@ def record(evaluation: Evaluation) -> None:
     each task's score after the steps of training.
     """
     path = evaluation.run / f"evaluation_{evaluation.split}.npz"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **evaluation.scores)
-    os.replace(partial, path)
     results = {
         name: {
             "steps": steps,

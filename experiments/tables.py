@@ -198,7 +198,7 @@ def main() -> None:
         if options.budget is not None:
             resize(cell.config, options.budget)
         if options.bank:
-            if "bank" not in cell.config.data:
+            if "bank" not in cell.config.get("data", {}):
                 raise ValueError(
                     f"--bank ({options.bank}): {cell.name} reads no image bank"
                 )

@@ -187,6 +187,11 @@ def test_a_bank_for_what_reads_none_is_refused(tmp_path, monkeypatch):
         tables.main()
     assert not (tmp_path / "runs").exists()
 
+    arguments = ["--table=navigation", "--bank=x", f"--run={tmp_path / 'runs'}"]
+    monkeypatch.setattr("sys.argv", ["tables.py", *arguments])
+    with pytest.raises(ValueError, match="--bank .x.: maml reads no image bank"):
+        tables.main()
+
 
 def test_table_7_has_every_cell_of_the_paper_in_two_settings():
     cells = chosen_cells("7", "", "*")
