@@ -35,12 +35,14 @@ class Cell(NamedTuple):
 
     against: the cell whose scores on the same tasks are subtracted; "" for none.
     paper: inner steps -> score.
+    matched: the cell whose gammas' inner rates its run takes, see `rates`; "" for none.
     """
 
     name: str
     config: ConfigDict
     against: str
     paper: dict[int, float]
+    matched: str = ""
 
 
 PAPER_1 = {  # MAML on conv4: as its own paper has it
@@ -123,11 +125,17 @@ def transformations(data: str) -> Iterator[Cell]:
 
 
 def rates(data: str) -> Iterator[Cell]:
-    """MAML with other inner rates than the official 0.01; not in the paper."""
+    """MAML with other inner rates than the official 0.01; not in the paper.
+
+    One of all convolutions, and those that the gammas of L2F's run of the same seed
+    amount to: each convolution's own, alpha / gamma^2.
+    """
+    yield l2f(data)._replace(against="")
     yield maml(data)._replace(against="l2f")
+    matched = _cell("maml_matched", images(data, "maml"), "l2f")
+    yield matched._replace(matched="l2f")
     for lr in RATES:
         yield _cell(f"maml_rate_{lr}", ablated(data, "maml", "learner", lr=lr), "l2f")
-    yield l2f(data)._replace(against="")
 
 
 def sinusoids(data: str) -> Iterator[Cell]:

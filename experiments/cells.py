@@ -11,12 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.tables import Cell
-from experiments.identity import check_same, newest_step
+from experiments.identity import check_same, newest_step, read_config
+from experiments.panels import effective_rates, load
 from experiments.scores import judged
 from experiments.train import train
 from l2f_jax.problems import Score
 
 OFFICIAL = 50_000  # iterations of MAML in the official configs
+MATCHING_TASKS = 100  # of validation, over which a tensor's inner rate is a median
 
 
 def resize(config: ConfigDict, budget: int) -> None:
@@ -52,22 +54,44 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
     return runs
 
 
-def train_missing(runs: Mapping[Path, ConfigDict]) -> bool:
+def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
     """Train what no other process has; say whether nothing interrupted it.
 
     A run that diverges is left as it is, which is said, and the others are trained.
+
+    Args:
+      runs: of a cell.
+      matched: the cell whose inner rates they take, if any.
     """
     for run, config in runs.items():
-        if other := config.transform.get("prototypes"):
+        source = run.parent.parent / matched / run.name
+        other = source if matched else config.transform.get("prototypes")
+        if other:
             with taken(Path(other), wait=True):
                 pass  # whoever trains it has finished
         with taken(run) as mine:
+            if not mine:
+                continue
+            if matched:
+                config.learner.rates = ConfigDict(_rates(run) or _matching(source))
             try:
-                if mine and not train(config, run):
+                if not train(config, run):
                     return False
             except FloatingPointError as error:
                 print(f"{run}: {error}", file=sys.stderr)
     return True
+
+
+def _rates(run: Path) -> dict[str, float]:
+    """Return `learner.rates` as a run's record has them; none before it has one."""
+    recorded = (run / "run.json").exists()
+    return read_config(run).learner.rates.to_dict() if recorded else {}
+
+
+def _matching(run: Path) -> dict[str, float]:
+    """Return the inner rate of each convolution that a run's gammas amount to."""
+    found = effective_rates(load(run, read_config(run)), MATCHING_TASKS, "val")
+    return {path: float(np.median(x)) for path, x in found["layers"].items()}
 
 
 @contextlib.contextmanager
@@ -102,12 +126,15 @@ class Result(NamedTuple):
     protocol: str
 
 
-def judge(runs: Mapping[Path, ConfigDict]) -> Result | None:
+def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
     """Test the runs of a cell, or read their scores; None if one is not complete.
 
-    Raises ValueError where a directory holds a run of another config.
+    Arguments as `train_missing`. Raises ValueError where a directory holds a run of
+    another config.
     """
     for run, config in runs.items():
+        if matched:
+            config.learner.rates = ConfigDict(_rates(run))
         if (run / "run.json").exists():
             check_same(run, config)
         if newest_step(run) < config.training.iterations:

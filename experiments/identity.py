@@ -11,6 +11,7 @@ from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems.saved import read_record
 
 IRRELEVANT = "training.keep_every"  # the one key on which no number of a run depends
+ABSENT = "absent"  # what a record says of a key that the config has gained since
 
 
 def read_config(run: Path) -> ConfigDict:
@@ -40,7 +41,7 @@ def differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, old value, new value) where two resolved configs differ."""
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
+        a, b = old.get(key, ABSENT), new.get(key, ABSENT)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from differences(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -50,9 +51,12 @@ def differences(
 def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
     """Raise ValueError unless a run's directory holds a run of this config.
 
-    With `longer`, it may have been trained for fewer iterations.
+    With `longer`, it may have been trained for fewer iterations. A key that its record
+    lacks is no difference where it is off: 0, empty, False or None.
     """
     for key, old, new in differences(read_record(run)["config"], resolved(config)):
+        if old == ABSENT and not new:
+            continue
         if key == "training.iterations" and longer:
             if (step := newest_step(run)) > new:
                 raise ValueError(

@@ -154,30 +154,30 @@ def attenuations(run: Run, tasks: int) -> dict[str, Any]:
     return {"gamma": [*GAMMAS, 1.0], "layers": layers}
 
 
-def generated(run: Run, tasks: int) -> dict[str, Any]:
-    """Generate gammas for test tasks by the last checkpoint (Figure 3d).
+def generated(run: Run, tasks: int, split: str = "test") -> dict[str, Any]:
+    """Generate gammas for tasks of a split by the last checkpoint (Figure 3d).
 
     layers: each task's gamma; the mean of them where a tensor has several. Empty where
     nothing is attenuated.
     """
     experiment, state = run.experiment, last(run)
     of = gammas(experiment.learner)
-    found = experiment.measure(state.meta, state.stats, "test", tasks, of)
+    found = experiment.measure(state.meta, state.stats, split, tasks, of)
     means = {path: x.reshape(tasks, -1).mean(1) for path, x in found.items()}
     return {"layers": {path: means[path].tolist() for path in sorted(means)}}
 
 
-def effective_rates(run: Run, tasks: int) -> dict[str, Any]:
+def effective_rates(run: Run, tasks: int, split: str = "test") -> dict[str, Any]:
     """Turn the gammas of convolutions into the inner rates that they amount to.
 
     Behind a batch normalisation gamma changes no output, but its inner updates: those
     of gamma * theta at rate alpha are those of theta at rate alpha / gamma^2.
-    lr: alpha.  layers: each test task's rate; empty where nothing is attenuated.
+    lr: alpha.  layers: each task's rate; empty where nothing is attenuated.
     """
     lr = run.config.learner.lr
     kernels = {
         path: gamma
-        for path, gamma in generated(run, tasks)["layers"].items()
+        for path, gamma in generated(run, tasks, split)["layers"].items()
         if path.endswith("/kernel") and path != "head/kernel"
     }
     rates = {path: (lr / np.square(x)).tolist() for path, x in kernels.items()}

@@ -208,9 +208,11 @@ def main() -> None:
     tasks = math.gcd(*[section.tasks for section in training])
     launch.set_up(training[0].cpu_devices, tasks)
     for cell in cells:
-        if not options.print_only and not train_missing(runs[cell.name]):
+        if options.print_only:
+            continue
+        if not train_missing(runs[cell.name], cell.matched):
             raise SystemExit(128 + signal.SIGTERM)
-    results = {name: judge(parts) for name, parts in runs.items()}
+    results = {cell.name: judge(runs[cell.name], cell.matched) for cell in cells}
     found = {cell.name: described(results, cell) for cell in cells}
     table = TABLES[options.table]
     data = options.data or table.data

@@ -60,11 +60,11 @@ def train(config: ConfigDict, run: Path) -> bool:
     """
     experiment = build(config)
     check_validation(config, experiment)
+    state = experiment.init(config.seed)  # what it refuses leaves no directory behind
     claim(run, config, experiment)
     schedule, best = experiment.schedule, experiment.evaluation.ensemble
     every = schedule.keep_every * schedule.iterations_per_epoch
     with Checkpoints(run / "checkpoints", best, every) as checkpoints:
-        state = experiment.init(config.seed)
         restored = checkpoints.restore_latest(state)
         if restored is not None:
             state, _ = restored

@@ -1,6 +1,6 @@
 """The inner loop: data sources, update rules and one `unroll` for every learner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -76,12 +76,34 @@ def per_step_rates(lr: float, steps: int) -> InnerRule:
     return InnerRule(init, _indexed_by_step)
 
 
-def fixed_rates(rates: Params) -> InnerRule:
-    """Move by given rates per tensor and inner step, {path: [steps]}; none is learned.
+def fixed_rates(
+    rates: Mapping[str, Array | float], lr: float | None = None
+) -> InnerRule:
+    """Move each tensor by rates of its own, of which none is learned.
 
     Official checkpoints hold such a table, see `interop.OfficialModel.rates`.
+
+    Args:
+      rates: {path: one rate, or [steps]}; steps beyond the last keep its rate.
+      lr: rate of the tensors that `rates` does not name.
+    Raises:
+      ValueError (from init): `rates` names a tensor that does not move, or lacks one
+        while there is no `lr`.
     """
-    return InnerRule(lambda fast: (), lambda alpha: _indexed_by_step(rates))
+
+    def init(fast: Params) -> tuple:
+        known = ", ".join(fast)
+        for path in rates:
+            if path not in fast:
+                raise ValueError(f"`rates` names {path!r}; what moves is {known}")
+        if lr is None and len(rates) < len(fast):
+            named = ", ".join(rates) or "nothing"
+            raise ValueError(
+                f"`rates` names {named}; without `lr` it must name {known}"
+            )
+        return ()
+
+    return InnerRule(init, lambda alpha: _indexed_by_step(rates, lr))
 
 
 def first_order(rule: InnerRule) -> InnerRule:
@@ -94,16 +116,24 @@ def first_order(rule: InnerRule) -> InnerRule:
     return InnerRule(rule.init, lambda alpha: optax.chain(stop, rule.optimiser(alpha)))
 
 
-def _indexed_by_step(rates: Params) -> optax.GradientTransformation:
+def _indexed_by_step(
+    rates: Mapping[str, Array | float], lr: float | None = None
+) -> optax.GradientTransformation:
     def init(params: Any) -> Any:
         del params
         return jnp.zeros((), int)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        # An index beyond the last step takes the last.
-        now = {path: jnp.asarray(rates[path])[state] for path in updates}
-        return {path: -now[path] * g for path, g in updates.items()}, state + 1
+
+        def rate(path: str, dtype: Any) -> Array:
+            # An index beyond the last step takes the last.
+            steps = jnp.asarray(rates[path] if path in rates else lr, dtype)
+            return jnp.atleast_1d(steps)[state]
+
+        return {
+            path: -rate(path, g.dtype) * g for path, g in updates.items()
+        }, state + 1
 
     return optax.GradientTransformation(init, update)
 

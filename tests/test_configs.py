@@ -114,6 +114,7 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("model.norm.epsilon", [1e-3]),
         ("learner.name", ["maml", "fomaml", "meta_sgd", "mamlpp", "anil", "boil"]),
         ("learner.adapt_norm", [True]),
+        ("learner.rates", [ConfigDict({"conv_0/kernel": 0.1})]),
         ("transform.scope", ["parameter", "filter", "layer", "module", "network"]),
         ("transform.conditioned", [False]),
         ("transform.squash", ["sigmoid", "none"]),
@@ -266,6 +267,15 @@ def test_missing_key_is_named(config, key):
 def test_per_step_norm_with_the_support_statistics_is_refused(config):
     config.model.norm.mode, config.model.norm.per_step = "support", 5
     with pytest.raises(ValueError, match=r"`per_step` \(5\) must be None with"):
+        build(config)
+
+
+def test_rates_of_a_learner_that_has_its_own_are_refused(config):
+    config.learner.rates = ConfigDict({"head/kernel": 0.1})
+    config.learner.name = "anil"
+    with pytest.raises(
+        ValueError, match="`learner.rates` .*with `learner.name` 'anil'"
+    ):
         build(config)
 
 

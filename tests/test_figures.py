@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.rl import half_cheetah
-from experiments import figures, panels
+from experiments import cells, figures, panels
 from experiments.identity import resolved
 from experiments.train import claim, train
 from l2f_jax.checkpoint import Checkpoints
@@ -92,6 +92,29 @@ def test_every_panel_of_both_figures(runs, command):
     check_rates(numbers.pop("effective_rates"), numbers.pop("generated")["layers"])
     check_embeddings(numbers.pop("embedded")["layers"])
     assert not numbers
+
+
+def test_a_matched_cell_takes_the_rates_that_gammas_amount_to(runs, monkeypatch):
+    source, run = runs / "l2f" / "seed_0", runs / "matched" / "seed_0"
+    if not source.exists():
+        source.symlink_to(runs / "l2f")
+    config = toy("maml")
+    monkeypatch.setattr(
+        cells, "train", lambda config, run: claim(run, config, build(config)) is None
+    )
+    assert cells.train_missing({run: config}, "l2f")
+    of = panels.load(source, toy("l2f"))
+    found = panels.effective_rates(of, cells.MATCHING_TASKS, "val")["layers"]
+    assert config.learner.rates.to_dict() == {
+        "conv_0/kernel": np.median(found["conv_0/kernel"])
+    }
+    assert config.learner.rates["conv_0/kernel"] > config.learner.lr
+
+    # From here on its own record says them.
+    source.unlink()
+    again = {run: toy("maml")}
+    assert cells.train_missing(again, "l2f") and cells.judge(again, "l2f") is None
+    assert again[run] == config
 
 
 LAYERS = {"conv_0/kernel", "head/kernel", "head/bias"}

@@ -10,6 +10,7 @@ import pytest
 from l2f_jax.inner import (
     adam,
     constant,
+    fixed_rates,
     from_optax,
     meta_sgd,
     per_step_rates,
@@ -111,6 +112,28 @@ def test_per_step_rates_have_one_number_per_tensor_and_step():
 def test_per_step_rates_need_a_step():
     with pytest.raises(ValueError, match=r"`steps` \(0\) must be at least 1"):
         per_step_rates(0.1, steps=0)
+
+
+def test_fixed_rates_are_of_a_tensor_or_of_its_steps():
+    # a = 2: factors 1 - 2 * 0.25 = 0.5 twice; 1 - 2 * 0 = 1, then 0.5 for good
+    assert path(fixed_rates({"w": 0.25}), 2)[:, 0].tolist() == [1.0, 0.5, 0.25]
+    table = {"w": jnp.array([0.0, 0.25])}
+    assert path(fixed_rates(table), 3)[:, 0].tolist() == [1.0, 1.0, 0.5, 0.25]
+
+
+def test_tensors_without_a_fixed_rate_take_the_common_one():
+    fast = {"v": jnp.ones(()), "w": jnp.ones(())}
+    rule = fixed_rates({"v": 0.25}, 0.5)
+    optimiser = rule.optimiser(rule.init(fast))
+    updates, _ = optimiser.update(fast, optimiser.init(fast))
+    assert updates == {"v": -0.25, "w": -0.5}
+
+
+def test_fixed_rates_of_what_does_not_move_are_refused():
+    with pytest.raises(ValueError, match="`rates` names 'u'; what moves is w"):
+        fixed_rates({"u": 0.1}, 0.1).init(START)
+    with pytest.raises(ValueError, match="names nothing; without `lr` it must name w"):
+        fixed_rates({}).init(START)
 
 
 def test_momentum_is_kept_between_steps():

@@ -217,7 +217,7 @@ def test_cells_differ_and_compare_with_one_that_is_there(table):
     names = [cell.name for cell in found]
     assert len({*names}) == len(names)
     assert {cell.against for cell in found} - {""} <= {*names}
-    configs = {cell.config.to_json() for cell in found}
+    configs = {(cell.config.to_json(), cell.matched) for cell in found}
     assert len(configs) == len(found)
     for cell in found:
         assert set(cell.paper) <= {cell.config.learner.steps}
@@ -304,6 +304,15 @@ def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):
         assert not trained.wait(0.5)
     other.join(10)
     assert trained.is_set()
+
+
+def test_a_matched_cell_waits_for_the_run_whose_gammas_it_takes(tmp_path, monkeypatch):
+    (cell,) = chosen_cells("rate", "icons", "maml_matched")
+    ((run, config),) = members(cell, tmp_path, 1).items()
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="l2f/seed_0 is not a run directory"):
+        cells.train_missing({run: config}, cell.matched)
+    assert cells.judge({run: config}, cell.matched) is None
 
 
 def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from l2f_jax import backend, recipes
+from l2f_jax import backend, inner, recipes
 from l2f_jax.evaluation import Predictions, make_measure, make_predict
 from l2f_jax.losses import Criterion, supervised
 from l2f_jax.objectives import multi_step_loss, multi_step_weights, query_loss
@@ -121,7 +121,9 @@ def adapting(
     adapted = everything if options.get("adapt_norm") else is_not_norm
     starts = {"identity": identity, "attenuate": attenuate}
     attenuated = transform.get("name") == "attenuate"
-    context = {"select": adapted, "embedding": embedding} if attenuated else {}
+    context: dict[str, Any] = (
+        {"select": adapted, "embedding": embedding} if attenuated else {}
+    )
     start = select(transform, "transform", starts, **context)
     learners = {
         "maml": recipes.maml,
@@ -132,6 +134,13 @@ def adapting(
         "boil": recipes.boil,
     }
     context = {"steps": steps} if options.get("name") == "mamlpp" else {}
+    if rates := options.pop("rates", None):
+        if options.get("name") not in ("maml", "fomaml"):
+            raise ValueError(
+                f"`learner.rates` {dict(rates)} must be empty with `learner.name` "
+                f"{options.get('name')!r}: only 'maml' and 'fomaml' take them"
+            )
+        context["rule"] = inner.fixed_rates(dict(rates), options.get("lr"))
     loss = supervised(network, criterion)
     agent = select(
         options,
