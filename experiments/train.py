@@ -3,7 +3,8 @@
     python experiments/train.py --run=runs/icons \\
         --config=configs/classification/icons.py
 
-Started again with the same arguments, it goes on where it was interrupted, bit for bit.
+Started again with the same arguments, it goes on where it was interrupted: on the same
+CPU and number of devices bit for bit, else up to rounding.
 """
 
 import signal
@@ -17,12 +18,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments import launch
-from experiments.identity import check_same, resolved
+from experiments.identity import check_same, newest_step, resolved
 from experiments.recording import Recorder, environment, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import interval
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, build
+from l2f_jax.problems.saved import read_record
 
 
 class Interruption:
@@ -162,7 +164,9 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     """Write run.json, or check that the one there is of the same experiment.
 
     Only `training.iterations` may change, and only where the outer rate does not
-    depend on it; and `training.keep_every`, on which no number depends.
+    depend on it; and `training.keep_every`, on which no number depends. The record
+    keeps what the run began with, and has an entry in "resumed" for each time that it
+    went on.
     """
     path = run / "run.json"
     if path.exists():
@@ -176,8 +180,17 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     multihost_utils.sync_global_devices("checked")
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
-        facts = {"config": resolved(config), "data": experiment.facts, **environment()}
-        write_json(path, {"protocol": experiment.protocol, **facts})
+        facts = {"config": resolved(config), "data": experiment.facts}
+        facts = {"protocol": experiment.protocol, **facts}
+        if not path.exists():
+            record = {**facts, **environment(), "resumed": []}
+        else:
+            record = read_record(run) | facts
+            step = newest_step(run)
+            if step < experiment.schedule.iterations:
+                again = {"step": step, **environment()}
+                record["resumed"] = [*record.get("resumed", []), again]
+        write_json(path, record)
 
 
 def main() -> None:

@@ -146,7 +146,6 @@ def unroll(
     source: Source,
     steps: int,
     *,
-    first_order: bool = False,
     remat: bool = True,
 ) -> tuple[Params, Stats]:
     """Run `steps` updates of the fast parameters and return the whole path.
@@ -158,7 +157,6 @@ def unroll(
       stats: model statistics before the first pass.
       source: the data of each step, source(fast, t) with t = 1 .. steps.
       steps: how many updates; 0 returns the start.
-      first_order: treat each gradient as a constant (first-order MAML).
       remat: recompute each step when meta-gradients walk back instead of storing its
         activations: exact second order at about first-order memory.
     Returns:
@@ -170,8 +168,6 @@ def unroll(
     def step(carry, t: Array):
         fast, stats, memory = carry
         (_, stats), grads = gradient(fast, stats, source(fast, t + 1), t)
-        if first_order:
-            grads = jax.lax.stop_gradient(grads)
         updates, memory = optimiser.update(grads, memory, fast)
         fast: Any = optax.apply_updates(fast, updates)
         return (fast, stats, memory), (fast, stats)

@@ -10,6 +10,7 @@ import pytest
 from l2f_jax.inner import (
     adam,
     constant,
+    first_order,
     fixed_rates,
     from_optax,
     meta_sgd,
@@ -21,6 +22,7 @@ from l2f_jax.inner import (
 
 START = {"w": jnp.array([1.0, -2.0])}
 TWO = constant(jnp.array(2.0))
+HALVING = sgd(0.25)  # of a = 2
 
 
 def quadratic(fast, stats, a, step):
@@ -34,9 +36,9 @@ def path(rule, steps, fast=START, source=TWO, alpha=None, **options):
     return unroll(quadratic, optimiser, fast, {}, source, steps, **options)[0]["w"]
 
 
-def end_loss(fast, source=TWO, **options):
+def end_loss(fast, source=TWO, rule=HALVING, **options):
     """The loss with a = 2 after two steps of rate 0.25, each halving w."""
-    w = path(sgd(0.25), 2, fast, source, **options)[-1]
+    w = path(rule, 2, fast, source, **options)[-1]
     return jnp.sum(w**2)
 
 
@@ -56,7 +58,7 @@ def test_second_order_derivative_by_hand():
 
 def test_first_order_derivative_by_hand():
     # gradients are constants, so dw'/dw = 1: 2 w' = 2 (w / 4) = w / 2
-    slope = jax.grad(lambda fast: end_loss(fast, first_order=True))(START)
+    slope = jax.grad(lambda fast: end_loss(fast, rule=first_order(HALVING)))(START)
     assert slope["w"].tolist() == [0.5, -1.0]
 
 

@@ -117,6 +117,8 @@ def test_resumed_run_of_optimised_programs_on_two_devices_is_identical(tmp_path)
         assert process.returncode == 0, message
         record = json.loads((tmp_path / run / "run.json").read_text())
         assert record["device"].startswith("2 x ")
+        again = [9] if (run, iterations) == ("parts", 12) else []
+        assert [start["step"] for start in record["resumed"]] == again
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
 
 

@@ -15,7 +15,8 @@ Test accuracy in %, of three averaged checkpoints, one seed:
 The "+-" printed beside these numbers (0.41 to 0.50) is no interval over tasks: it is
 sqrt(p (1 - p)), the standard deviation of a single right-or-wrong answer, written as
 percent. The official repository has no tieredImageNet config; these are its
-mini-ImageNet values. The bank is 16 GB and is streamed.
+mini-ImageNet values. The bank is 16 GB; a split that does not fit beside a training
+step on the device is streamed.
 """
 
 from configs.classification import base

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from l2f_jax.inner import first_order as followed_in_first_order
 from l2f_jax.inner import unroll
 from l2f_jax.tree import at, merge, split
 from l2f_jax.types import (
@@ -79,15 +80,10 @@ def gradient_learner(
             key_t = None if key is None else jax.random.fold_in(key, step)
             return loss(params, stats, data, phase="support", step=step, key=key_t)
 
+        followed = followed_in_first_order(rule) if first_order else rule
+        optimiser = followed.optimiser(meta.rule)
         path, seen = unroll(
-            inner_loss,
-            rule.optimiser(meta.rule),
-            moving,
-            stats,
-            source,
-            steps,
-            first_order=first_order,
-            remat=remat,
+            inner_loss, optimiser, moving, stats, source, steps, remat=remat
         )
         return Adapted(path, shared, seen)
 
