@@ -22,7 +22,6 @@ pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 def toy(variant):
     config = tiny.get_config(variant)
-    config.model.stages = 1
     config.training.iterations_per_epoch = 3
     config.training.iterations, config.training.keep_every = 6, 1
     config.training.first_order_epochs = 0

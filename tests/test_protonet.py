@@ -112,7 +112,7 @@ def test_gammas_come_from_the_prototypes_of_a_trained_network(trained):
     config.transform.prototypes = str(trained)
     experiment = build(config)
     state = experiment.init(0)
-    features = 4 * 7 * 7  # filters of the last map of two stages, 28 x 28 at first
+    features = 4 * 14 * 14  # filters of the map that one stage leaves of 28 x 28
     assert state.meta.transform["layer_0/kernel"].shape == (features, features)
     state, metrics = experiment.update(state, 0, 3)
     assert np.isfinite(metrics["outer/loss"]).all()
