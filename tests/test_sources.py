@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -517,12 +518,36 @@ def test_cifar_is_in_bank_order(tmp_path):
     assert list(found)[:64] == sorted(list(found)[:64])
 
 
-def test_cifar_label_without_a_name_is_refused(tmp_path):
+def respelt(file, **entries):
+    """Write a pickled dictionary again with other entries, in text or bytes."""
+    content = pickle.loads(file.read_bytes())
+    as_bytes = any(isinstance(key, bytes) for key in content)
+    for key, value in entries.items():
+        content[key.encode() if as_bytes else key] = value
+    write(file, pickle.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("meta", "fine_label_names", 3, "(int) must be a list of text"),
+        ("train", "data", None, "(object ()) must be uint8 [n, 3072]"),
+        ("train", "fine_labels", None, "(object ()) must be integers [n]"),
+        ("test", "fine_labels", [0, 100], "holds 100; must be at least 0 and less"),
+        ("test", "fine_labels", [[0], [1, 2]], "is no array"),
+    ],
+)
+def test_broken_entry_of_cifar_is_named(tmp_path, file, key, value, message):
     official_cifar(tmp_path)
-    content = pickle.loads((tmp_path / "train").read_bytes())
-    content[b"fine_labels"][5] = 100
-    write(tmp_path / "train", pickle.dumps(content))
-    with pytest.raises(ValueError, match="train: labels do not fit"):
+    respelt(tmp_path / file, **{key: value})
+    with pytest.raises(ValueError, match=f"/{file}: '{key}'.*{re.escape(message)}"):
+        open_source("cifar_fs", tmp_path)
+
+
+def test_cifar_with_too_few_labels_is_refused(tmp_path):
+    official_cifar(tmp_path)
+    respelt(tmp_path / "train", fine_labels=[0, 1])
+    with pytest.raises(ValueError, match="train: has 100 images, 2 labels"):
         open_source("cifar_fs", tmp_path)
 
 
@@ -598,6 +623,14 @@ def test_fc100_pickle_of_another_split_is_refused(tmp_path):
 def test_missing_fc100_pickle_is_named(tmp_path):
     fc100_pickles(tmp_path, {"train": [0]})
     with pytest.raises(ValueError, match="FC100_val.pickle: missing"):
+        levels(open_source("fc100", tmp_path))
+
+
+@pytest.mark.parametrize("labels", [None, [-1], [0.5], [0, 1]])
+def test_fc100_labels_that_fit_no_image_are_refused(tmp_path, labels):
+    fc100_pickles(tmp_path, {"train": [0]})
+    respelt(tmp_path / "FC100_train.pickle", labels=labels)
+    with pytest.raises(ValueError, match="FC100_train.pickle: "):
         levels(open_source("fc100", tmp_path))
 
 
@@ -707,6 +740,24 @@ def test_pickle_of_mini_imagenet_that_runs_code_is_refused(tmp_path):
         levels(open_source("miniimagenet", tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("image_data", [1, 2], "(int64 (2,)) must be uint8 [n, ?, ?, 3]"),
+        ("class_dict", ["n01532829"], "(list) must be a dictionary"),
+        ("class_dict", {"n01532829": None}, "of n01532829 (object ()) must be integ"),
+        ("class_dict", {"n01532829": [3]}, "of n01532829: holds 3; must be at least 0"),
+    ],
+)
+def test_broken_entry_of_mini_imagenet_is_named(tmp_path, key, value, message):
+    mini_pickles(tmp_path)
+    respelt(tmp_path / "mini-imagenet-cache-train.pkl", **{key: value})
+    with pytest.raises(
+        ValueError, match=f"cache-train.pkl: '{key}' ?{re.escape(message)}"
+    ):
+        levels(open_source("miniimagenet", tmp_path))
+
+
 def test_folder_without_mini_imagenet_is_refused(tmp_path):
     write(tmp_path / "cats" / "1.png", png(1))
     with pytest.raises(ValueError, match="no known layout of mini-ImageNet"):
@@ -746,6 +797,22 @@ def test_tiered_pickles_of_unequal_length_are_refused(tmp_path):
     tiered_pickles(tmp_path)
     write(tmp_path / "train_images_png.pkl", pickle.dumps([]))
     with pytest.raises(ValueError, match="no list of 3 images"):
+        levels(open_source("tieredimagenet", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("label_specific", [0, 1, 2]),
+        ("label_specific", None),
+        ("label_specific_str", "ab"),
+        ("label_specific_str", [1, 2]),
+    ],
+)
+def test_broken_labels_of_tiered_imagenet_are_named(tmp_path, key, value):
+    tiered_pickles(tmp_path)
+    respelt(tmp_path / "val_labels.pkl", **{key: value})
+    with pytest.raises(ValueError, match=f"val_labels.pkl: '{key}'.* must be"):
         levels(open_source("tieredimagenet", tmp_path))
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from l2f_jax.data.bank import SPLITS
+from l2f_jax.data.sources import entries
 from l2f_jax.data.sources.class_split import class_to_split, in_bank_order, shipped
 from l2f_jax.data.sources.source import Expected, Item, Source, SourceClass, array_item
 from l2f_jax.data.sources.tree import Tree, open_tree
-from l2f_jax.data.sources.unpickle import text
 
 LISTS = "splits/bertinetto"
 
@@ -77,15 +77,16 @@ def _official(tree: Tree, split: str) -> tuple[SourceClass, ...]:
             "cifar-100-python (files train, test and meta) nor the data set's own files"
         )
     tree = tree.under(root)
-    names = [text(name) for name in tree.pickle("meta", "fine_label_names")[0]]
+    (names,) = tree.pickle("meta", "fine_label_names")
+    names = entries.names(names, f"{tree.where}/meta: 'fine_label_names'")
     items: dict[str, list[Item]] = defaultdict(list)
     for part in ("train", "test"):
         data, labels = tree.pickle(part, "data", "fine_labels")
-        images = np.asarray(data, np.uint8).reshape(-1, 3, 32, 32)
-        images = images.transpose(0, 2, 3, 1)
         where = f"{tree.where}/{part}"
-        if len(labels) != len(images) or not set(labels) <= set(range(len(names))):
-            raise ValueError(f"{where}: labels do not fit the images and class names")
+        images = entries.images(data, f"{where}: 'data'", 3 * 32 * 32)
+        images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        labels = entries.numbers(labels, f"{where}: 'fine_labels'", len(names))
+        _check_as_many(where, images, labels)
         for row, label in enumerate(labels):
             items[names[label]].append(array_item(where, images, row))
     wanted = class_to_split(split)
@@ -120,21 +121,27 @@ def _fc100_pickles(tree: Tree) -> Iterator[SourceClass]:
     official = shipped("fc100")
     for split in SPLITS:
         file = f"FC100_{split}.pickle"
+        where = f"{tree.where}/{file}"
         data, labels = tree.pickle(file, "data", "labels")
-        labels = np.asarray(labels)
+        data = entries.images(data, f"{where}: 'data'", 32, 32, 3)
+        labels = entries.numbers(labels, f"{where}: 'labels'")
+        _check_as_many(where, data, labels)
         numbers = np.unique(labels).tolist()
         names = [f"{split}/{number:03d}" for number in numbers]
         for owner, ids in official["tfds_label_ids"].items():
             if numbers == sorted(ids):
                 if owner != split:
-                    raise ValueError(
-                        f"{tree.where}/{file}: holds the {owner} classes of FC100"
-                    )
+                    raise ValueError(f"{where}: holds the {owner} classes of FC100")
                 names = sorted(official["splits"][split])
         for name, number in zip(names, numbers, strict=True):
             rows = np.flatnonzero(labels == number).tolist()
-            items = [array_item(f"{tree.where}/{file}", data, row) for row in rows]
+            items = [array_item(where, data, row) for row in rows]
             yield SourceClass(name, split, items)
+
+
+def _check_as_many(where: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if len(images) != len(labels):
+        raise ValueError(f"{where}: has {len(images)} images, {len(labels)} labels")
 
 
 def _no_choice(split_name: str, split: str | None) -> None:

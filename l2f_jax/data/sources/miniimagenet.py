@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from l2f_jax.data.bank import SPLITS
+from l2f_jax.data.sources import entries
 from l2f_jax.data.sources.class_split import (
     class_to_split,
     in_bank_order,
@@ -82,9 +83,16 @@ def _pickles(tree: Tree) -> Iterator[SourceClass]:
         file = PICKLE.format(split)
         where = f"{tree.where}/{file}"
         images, classes = tree.pickle(file, "image_data", "class_dict")
+        images = entries.images(images, f"{where}: 'image_data'", None, None, 3)
+        if not isinstance(classes, dict):
+            kind = type(classes).__name__
+            raise ValueError(f"{where}: 'class_dict' ({kind}) must be a dictionary")
         rows = {text(name): rows for name, rows in classes.items()}
         for name in sorted(rows):
-            items = [array_item(where, images, row) for row in rows[name]]
+            class_rows = entries.numbers(
+                rows[name], f"{where}: 'class_dict' of {name}", len(images)
+            )
+            items = [array_item(where, images, row) for row in class_rows]
             yield SourceClass(name, split, items)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from l2f_jax.data.bank import SPLITS
-from l2f_jax.data.sources import folders
+from l2f_jax.data.sources import entries, folders
 from l2f_jax.data.sources.class_split import refuse_wrong_split, shipped
 from l2f_jax.data.sources.source import Expected, Item, Source, SourceClass
 from l2f_jax.data.sources.tree import open_tree
-from l2f_jax.data.sources.unpickle import load, load_entries, text
+from l2f_jax.data.sources.unpickle import load, load_entries
 
 IMAGES, LABELS = "{}_images_png.pkl", "{}_labels.pkl"
 
@@ -82,10 +82,11 @@ def _labels(file: Path) -> tuple[np.ndarray, list[str]]:
         labels, named = load_entries(
             opened, str(file), "label_specific", "label_specific_str"
         )
-    names = [text(name) for name in named]
+    names = entries.names(named, f"{file}: 'label_specific_str'")
+    labels = entries.numbers(labels, f"{file}: 'label_specific'", len(names))
     # ImageNet has two classes called crane and two called maillot.
     twice = {name for name, count in Counter(names).items() if count > 1}
-    return np.asarray(labels), [
+    return labels, [
         f"{name} ({number})" if name in twice else name
         for number, name in enumerate(names)
     ]
