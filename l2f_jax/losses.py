@@ -22,6 +22,25 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return -jnp.mean(chosen)
 
 
+def present_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Average the softmax cross-entropy over the classes that occur among the labels.
+
+    The loss of a support set, whose classes are the task's: outputs beyond them take no
+    part and get no gradient. With every class present it is `cross_entropy`.
+
+    Args:
+      logits: [n, ways].
+      labels: [n] int, in 0 .. ways - 1.
+    """
+    taking_part = present(labels, logits.shape[-1])[None]
+    return cross_entropy(jnp.where(taking_part, logits, -jnp.inf), labels)
+
+
+def present(labels: Array, ways: int) -> Array:
+    """Tell which of the classes 0 .. ways - 1 occur among labels [n]: [ways] bool."""
+    return jnp.any(jax.nn.one_hot(labels, ways, dtype=bool), axis=0)
+
+
 def squared_error(outputs: Array, targets: Array) -> Array:
     """Average the squared error over all numbers of [n, d]."""
     return jnp.mean((outputs - targets) ** 2)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from l2f_jax.losses import present
 from l2f_jax.scopes import KINDS, pool, scope_of, spread
 from l2f_jax.tree import merge, split
 from l2f_jax.types import Array, InitTransform, Params, TaskView
@@ -228,7 +229,8 @@ def prototypes(
 ) -> Embedding:
     """Embed a task as the mean of its class prototypes (Table 5).
 
-    e = mean over classes of the mean feature of the class's support examples.
+    e = mean over classes of the mean feature of the class's support examples; classes
+    without any do not count.
 
     Args:
       features: (params, inputs [n, ...]) -> [n, size]; close over a frozen network's
@@ -238,15 +240,20 @@ def prototypes(
 
     def apply(params: Params, view: TaskView) -> Array:
         x = features(params, view.data.inputs)
-        return jnp.mean(class_means(x, view.data.targets, ways), axis=0)
+        labels = view.data.targets
+        counted = present(labels, ways)[:, None]
+        return jnp.mean(class_means(x, labels, ways), axis=0, where=counted)
 
     return Embedding(lambda params: size, apply)
 
 
 def class_means(features: Array, labels: Array, ways: int) -> Array:
-    """Average features [n, d] over each class of labels [n]: prototypes [ways, d]."""
+    """Average features [n, d] over each class of labels [n]: prototypes [ways, d].
+
+    That of a class without examples is 0; `losses.present` tells which have some.
+    """
     members = jax.nn.one_hot(labels, ways, dtype=features.dtype)
-    return (members.T @ features) / jnp.sum(members, axis=0)[:, None]
+    return (members.T @ features) / jnp.maximum(jnp.sum(members, axis=0), 1)[:, None]
 
 
 def nothing() -> Embedding:

@@ -1,10 +1,17 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2f_jax.losses import accuracy, cross_entropy, squared_error, supervised
+from l2f_jax.losses import (
+    accuracy,
+    cross_entropy,
+    present_cross_entropy,
+    squared_error,
+    supervised,
+)
 from l2f_jax.types import Batch, Model
 
 
@@ -19,6 +26,30 @@ def test_cross_entropy_of_huge_logits_is_finite():
     # log p = -1000 for the wrong class, 0 for the right one
     logits = jnp.array([[1000.0, 0.0], [1000.0, 0.0]])
     assert cross_entropy(logits, jnp.array([0, 1])) == 500.0
+
+
+LOGITS = jnp.array([[3.0, -1.0, 9.0], [0.5, 2.0, -4.0]])
+
+
+def test_cross_entropy_is_the_same_where_all_classes_are_present():
+    labels = jnp.array([2, 1, 0])
+    logits = jnp.concatenate([LOGITS, LOGITS[:1]])
+    found, expected = (
+        jax.value_and_grad(loss)(logits, labels)
+        for loss in (present_cross_entropy, cross_entropy)
+    )
+    assert found[0] == expected[0]
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_outputs_of_absent_classes_take_no_part():
+    labels = jnp.array([1, 0])
+    value, slope = jax.value_and_grad(present_cross_entropy)(LOGITS, labels)
+    expected = jax.value_and_grad(cross_entropy)(LOGITS[:, :2], labels)
+    assert value == expected[0]
+    np.testing.assert_array_equal(slope, np.pad(expected[1], ((0, 0), (0, 1))))
+    curvature = jax.hessian(present_cross_entropy)(LOGITS, labels)
+    assert np.isfinite(curvature).all()
 
 
 def test_squared_error_by_hand():

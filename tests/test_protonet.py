@@ -44,6 +44,19 @@ def test_logits_are_minus_squared_distances_to_the_class_means(key):
     assert logits.tolist() == [[0.0, -40.0]]
 
 
+def test_a_class_without_images_has_no_probability(key):
+    def loss(meta):
+        adapted = learner.adapt(meta, stats, constant(SUPPORT), 0)
+        logits, _ = learner.predict(adapted, 0, SUPPORT.inputs, phase="test")
+        return cross_entropy(logits, SUPPORT.targets), jax.nn.softmax(logits)
+
+    learner = protonet(scaling(), ways=3)
+    meta, stats = learner.init(key, SUPPORT.inputs)
+    slope, probabilities = jax.grad(loss, has_aux=True)(meta)
+    assert (probabilities[:, 2] == 0).all() and np.isfinite(probabilities).all()
+    assert np.isfinite(slope.params["w"])
+
+
 def test_any_number_of_steps_changes_nothing(key):
     learner = protonet(scaling(), ways=2)
     meta, stats = learner.init(key, SUPPORT.inputs)

@@ -279,10 +279,11 @@ def test_meta_gradients_flow_through_the_embedding_only_if_asked(
     assert any((x != 0).any() for x in slope.values()) == through
 
 
-def test_prototypes_embed_the_mean_of_class_means():
+@pytest.mark.parametrize("ways", [2, 3])  # a class without images does not count
+def test_prototypes_embed_the_mean_of_class_means(ways):
     # class 0: mean(1, 3) = 2; class 1: 8; mean of both: 5, though the images' is 4
     support = Batch(jnp.array([[1.0], [3.0], [8.0]]), jnp.array([0, 0, 1]))
-    embedding = prototypes(lambda params, x: params["w"] * x, size=1, ways=2)
+    embedding = prototypes(lambda params, x: params["w"] * x, size=1, ways=ways)
     view = TaskView(lambda params: 0.0, support)
     assert embedding.size({}) == 1
     assert embedding.apply({"w": jnp.array(1.0)}, view).tolist() == [5.0]

@@ -5,6 +5,7 @@ Reference: Snell et al., Prototypical Networks for Few-shot Learning, NeurIPS 20
 
 import jax.numpy as jnp
 
+from l2f_jax.losses import present
 from l2f_jax.transforms import class_means
 from l2f_jax.types import (
     Adapted,
@@ -26,8 +27,8 @@ def protonet(model: Model, *, ways: int) -> Learner:
 
     Args:
       model: a network without head, inputs [n, ...] -> features [n, d].
-      ways: the number of classes; support targets are in 0 .. ways - 1, each at least
-        once.
+      ways: the number of classes; support targets are in 0 .. ways - 1. A class that
+        is not among them has logits -inf, no probability.
     """
 
     def init(key: Array, inputs: Array) -> tuple[MetaParams, Stats]:
@@ -53,7 +54,8 @@ def protonet(model: Model, *, ways: int) -> Learner:
         def along(x: Array) -> Array:
             return jnp.broadcast_to(x, (steps + 1, *x.shape))
 
-        path = {"prototypes": along(prototypes)}
+        known = present(support.targets, ways)
+        path = {"present": along(known), "prototypes": along(prototypes)}
         return Adapted(path, meta.params, {k: along(v) for k, v in stats.items()})
 
     def predict(
@@ -69,6 +71,7 @@ def protonet(model: Model, *, ways: int) -> Learner:
             adapted.shared, stats, inputs, phase=phase, step=0, key=key
         )
         away = features[:, None] - adapted.path["prototypes"][t][None]
-        return -jnp.sum(away**2, axis=-1), stats
+        logits = -jnp.sum(away**2, axis=-1)
+        return jnp.where(adapted.path["present"][t][None], logits, -jnp.inf), stats
 
     return Learner(init, adapt, predict)

@@ -15,7 +15,7 @@ from l2f_jax.data.bank import SPLITS, ImageBank, embedded_icons, load_bank
 from l2f_jax.data.episodes import EpisodeSpec, Preprocess, check_spec, preprocessing
 from l2f_jax.evaluation import Predictions, task_accuracies, task_cross_entropies
 from l2f_jax.learners.protonet import protonet
-from l2f_jax.losses import accuracy, cross_entropy
+from l2f_jax.losses import accuracy, cross_entropy, present_cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import Norm
 from l2f_jax.models.resnet12 import resnet12
@@ -99,7 +99,7 @@ def method(
         run = start.pop("prototypes", "")
         agent, steps = supervised.adapting(
             _network(model, ways),
-            cross_entropy,
+            present_cross_entropy,
             learner=learner,
             transform=start,
             embedding=prototypes_of(run, ways) if run else None,

@@ -60,7 +60,8 @@ class Predictor:
         """Return the probability of each class for each query image.
 
         Classes may have different numbers of images; each image weighs the same. With
-        fewer classes than the network has outputs, the others are cut off.
+        fewer classes than the network has outputs, the others take no part: neither in
+        the loss of the inner loop nor in the probabilities.
 
         Args:
           support_images: uint8 [n, H, W, C].
