@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 from l2f_jax import backend
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "l2f_jax"
+
+PROCESSES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def config_flag() -> None:
@@ -61,23 +63,45 @@ def set_up(cpu_devices: int = 1, tasks: int = 1) -> None:
     On a CPU the tasks of a step are spread over virtual devices, see
     `backend.cpu_devices`; JAX_NUM_CPU_DEVICES overrules that.
 
-    A run over several processes sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID in each of them (on clusters that JAX knows, nothing).
+    A run over several processes sets the variables of `PROCESSES` in each of them, on
+    clusters that JAX knows, too: a single process there is one run with all devices.
     """
+    several = processes(os.environ)
     jax.monitoring.register_event_duration_secs_listener(return_memory)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         devices = backend.cpu_devices(cpu_devices, tasks, os.cpu_count() or 1)
         jax.config.update("jax_num_cpu_devices", devices)
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    if several is not None:
         # It would take the signals that the training loop saves at.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"],
-            int(os.environ["JAX_NUM_PROCESSES"]),
-            int(os.environ["JAX_PROCESS_ID"]),
+        jax.distributed.initialize(*several)
+
+
+def processes(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Return the first process's address, how many there are and which this one is.
+
+    None without any of the variables of `PROCESSES`. Raises ValueError naming one that
+    is missing beside others, or that is no number of its range.
+    """
+    missing = [name for name in PROCESSES if name not in environment]
+    if len(missing) == len(PROCESSES):
+        return None
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is not set; several processes need {', '.join(PROCESSES)}"
         )
+    address, *numbers = (environment[name] for name in PROCESSES)
+    for name, number in zip(PROCESSES[1:], numbers, strict=True):
+        if not number.isdecimal():
+            raise ValueError(f"{name} ({number!r}) must be an integer of at least 0")
+    count, own = map(int, numbers)
+    if own >= count:
+        raise ValueError(
+            f"JAX_PROCESS_ID ({own}) must be less than {count}, their number"
+        )
+    return address, count, own
 
 
 def return_memory(event: str, seconds: float, **_) -> None:
