@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments.flops import flops
 from l2f_jax import backend
 from l2f_jax.outer import TrainState, make_update
-from l2f_jax.parallel import task_mesh, tasks_at_once
+from l2f_jax.parallel import mesh_for, tasks_at_once
 from l2f_jax.problems import Experiment
 from l2f_jax.problems.classification import method
 from l2f_jax.problems.reinforcement import method as policy_search
@@ -201,7 +201,8 @@ def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str,
 
 def presampled(config: ConfigDict, experiment: Experiment, iterations: int) -> Callable:
     """Return state -> update: the training step on given episodes of random numbers."""
-    schedule, mesh, ways = experiment.schedule, task_mesh(), config.data.ways
+    schedule, ways = experiment.schedule, config.data.ways
+    mesh = mesh_for(schedule.tasks)
     names = ("model", "learner", "transform", "optimiser", "training")
     built = method(ways=ways, **{name: config[name] for name in names})
     at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)

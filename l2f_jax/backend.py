@@ -58,8 +58,12 @@ def cpu_devices(choice: int, tasks: int, cores: int) -> int:
     """
     if choice < 0:
         raise ValueError(f"`cpu_devices` ({choice}) must be at least 0 (auto)")
-    divisors = [n for n in range(1, cores + 1) if tasks % n == 0]
-    return choice or max(divisors)
+    return choice or most_sharing(tasks, cores)
+
+
+def most_sharing(tasks: int, devices: int) -> int:
+    """Return how many of the devices, at most, can share the tasks evenly."""
+    return max(n for n in range(1, devices + 1) if tasks % n == 0)
 
 
 def _resolve(name: str, choice: str, choices: Sequence[str], default: str) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from l2f_jax import backend
 from l2f_jax.types import Array
 
 AXIS = "tasks"
@@ -22,6 +23,19 @@ def task_mesh(devices: int | None = None) -> Mesh:
     """Lay all devices of all processes (or the first few) along the tasks axis."""
     devices = devices or jax.device_count()
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def mesh_for(tasks: int) -> Mesh:
+    """Lay as many devices as can share so many tasks evenly along the tasks axis.
+
+    Several processes must all take part, with all their devices: ValueError if those
+    do not divide the tasks.
+    """
+    if jax.process_count() > 1:
+        mesh = task_mesh()
+        check_divisible(tasks, mesh)
+        return mesh
+    return task_mesh(backend.most_sharing(tasks, jax.device_count()))
 
 
 def check_divisible(tasks: int, mesh: Mesh, at_once: int = 1) -> None:

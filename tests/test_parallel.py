@@ -19,7 +19,7 @@ from l2f_jax.evaluation import make_predict
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import initial_state, make_update
-from l2f_jax.parallel import check_divisible, task_mesh, tasks_at_once
+from l2f_jax.parallel import check_divisible, mesh_for, task_mesh, tasks_at_once
 from l2f_jax.recipes import l2f
 from tests import toys
 
@@ -66,16 +66,27 @@ def test_tasks_that_devices_cannot_share_are_refused(found):
     assert found["refusal"].startswith(expected)
 
 
+def test_as_many_devices_as_divide_the_tasks_share_them(found):
+    assert found["sharing"] == {"8": 4, "6": 3, "5": 1, "1": 1}
+
+
+def test_any_number_of_devices_predicts(found):
+    assert found["three"] < 1e-12  # the 8 tasks, by the 3 devices of 6 tasks
+
+
 def test_tasks_at_once():
     mesh = task_mesh(1)
     assert [tasks_at_once(how, 6, mesh) for how in MAPS] == [1, 6]
 
 
+def toy_learner():
+    model = toys.classifier(hidden=())
+    return l2f(model, toys.task_loss(model), lr=0.5)
+
+
 def results(devices, task_map):
     """Return (meta before, meta after, metrics, outputs) of one outer step."""
-    model = toys.classifier(hidden=())
-    learner = l2f(model, toys.task_loss(model), lr=0.5)
-    mesh = task_mesh(devices)
+    learner, mesh = toy_learner(), task_mesh(devices)
     at_once = tasks_at_once(task_map, TASKS, mesh)
     update = make_update(
         query_loss(learner, cross_entropy, steps=STEPS),
@@ -89,11 +100,14 @@ def results(devices, task_map):
     inputs = jnp.zeros((1, toys.FEATURES), float)
     state = initial_state(learner, optax.sgd(0.1), inputs, 0, mesh)
     after, metrics = update(state, (), jax.tree.map(lambda x: x[None], episodes))
+    return state.meta, after.meta, metrics, outputs(after.meta, mesh, at_once)
+
+
+def outputs(meta, mesh, at_once=1):
     predict = make_predict(
-        learner, lambda _, x: x, steps=STEPS, mesh=mesh, at_once=at_once
+        toy_learner(), lambda _, x: x, steps=STEPS, mesh=mesh, at_once=at_once
     )
-    outputs = predict(after.meta, after.stats, (), episodes).outputs
-    return state.meta, after.meta, metrics, outputs
+    return predict(meta, {}, (), toys.episode(tasks=(TASKS,))).outputs
 
 
 def gap(a, b):
@@ -113,6 +127,8 @@ def main():
     before, *one = results(1, "map")
     found = {"devices": jax.device_count(), "refusal": refusal()}
     found["moved"] = gap(before, one[0])
+    found["sharing"] = {tasks: mesh_for(tasks).size for tasks in (8, 6, 5, 1)}
+    found["three"] = gap(one[2], outputs(jax.tree.map(np.asarray, one[0]), mesh_for(6)))
     for task_map in MAPS:
         four = results(4, task_map)[1:]
         names = ("meta", "metrics", "outputs")

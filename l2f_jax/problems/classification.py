@@ -19,7 +19,7 @@ from l2f_jax.losses import accuracy, cross_entropy, present_cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import Norm
 from l2f_jax.models.resnet12 import resnet12
-from l2f_jax.parallel import task_mesh
+from l2f_jax.parallel import mesh_for
 from l2f_jax.problems import saved, supervised
 from l2f_jax.problems.episodic import Feed
 from l2f_jax.problems.experiment import Experiment, Score
@@ -59,7 +59,8 @@ def classification(
         optimiser=optimiser,
         training=training,
     )
-    bank, feed = call(_feed, data, "data", spec=spec, mesh=task_mesh())
+    mesh = mesh_for(built.schedule.tasks)
+    bank, feed = call(_feed, data, "data", spec=spec, mesh=mesh)
     example = jax.ShapeDtypeStruct((1, *bank.images.shape[1:]), jnp.float32)
     points = tuple(range(built.steps + 1))
     runs = supervised.run(built, feed, example, points)

@@ -21,7 +21,7 @@ class Schedule:
     iterations: meta-iterations of a run.
     iterations_per_epoch: how often it is validated and saved.
     iterations_per_dispatch: run by one call of the compiled step.
-    tasks: the meta-batch, over all devices together.
+    tasks: the meta-batch, over all devices together: as many as can share it evenly.
     reduction: of the tasks' losses; "sum" (the official L2F code) or "mean".
     order: 2 differentiates through the inner steps, 1 never does (first-order MAML).
     first_order_epochs: epochs at the start that are first order whatever `order`.

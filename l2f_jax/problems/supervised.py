@@ -19,7 +19,7 @@ from l2f_jax.outer import (
     make_update,
     meta_optimiser,
 )
-from l2f_jax.parallel import check_divisible, task_mesh, tasks_at_once
+from l2f_jax.parallel import mesh_for, tasks_at_once
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.seeds import (
@@ -188,8 +188,7 @@ def run(
       points: after how many inner steps tests predict.
       seeds: runs that train side by side, see `problems.seeds`.
     """
-    schedule, mesh = built.schedule, task_mesh()
-    check_divisible(schedule.tasks, mesh)
+    schedule, mesh = built.schedule, mesh_for(built.schedule.tasks)
     at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)
 
     def init(seed: int) -> TrainState:
