@@ -18,7 +18,8 @@ from rich.console import Console
 from experiments import launch, plots
 from experiments.evaluate import show
 from experiments.scores import judged
-from experiments.train import train
+from experiments.train import check_split, train
+from l2f_jax.problems import build
 
 
 def variants(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -36,9 +37,12 @@ def variants(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def main() -> None:
+    given = launch.config()
+    # Asked before the hours of training, not after them.
+    check_split(given, build(given), "test", "compare on")
     folder = Path(flags.FLAGS.run)
     runs = {name: folder / name for name in ("l2f", "maml")}
-    for name, config in variants(launch.config()).items():
+    for name, config in variants(given).items():
         if not train(config, runs[name]):
             raise SystemExit(128 + signal.SIGTERM)
     # What the others are compared with comes first.

@@ -61,7 +61,7 @@ def train(config: ConfigDict, run: Path) -> bool:
     FloatingPointError when the loss is not finite.
     """
     experiment = build(config)
-    check_validation(config, experiment)
+    check_split(config, experiment, "val", "validate on")
     state = experiment.init(config.seed)  # what it refuses leaves no directory behind
     claim(run, config, experiment)
     schedule, best = experiment.schedule, experiment.evaluation.ensemble
@@ -149,14 +149,16 @@ def validate(
     return experiment.score.rank(found[experiment.score.name])
 
 
-def check_validation(config: ConfigDict, experiment: Experiment) -> None:
-    """Raise ValueError for a data set without the split that every epoch ends with."""
+def check_split(
+    config: ConfigDict, experiment: Experiment, split: str, use: str
+) -> None:
+    """Raise ValueError for a data set without a split that will be needed to `use`."""
     classes = experiment.facts.get("classes")  # of each split; None of no data set
-    if classes is not None and "val" not in classes:
-        held = ", ".join(f"{n} classes of {split!r}" for split, n in classes.items())
+    if classes is not None and split not in classes:
+        held = ", ".join(f"{n} classes of {name!r}" for name, n in classes.items())
         raise ValueError(
-            f"`data.bank` ({config.data.bank}) must hold a split 'val' of at least "
-            f"`data.ways` ({config.data.ways}) classes, to validate on; it has {held}"
+            f"`data.bank` ({config.data.bank}) must hold a split {split!r} of at least "
+            f"`data.ways` ({config.data.ways}) classes, to {use}; it has {held}"
         )
 
 

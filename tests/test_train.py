@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import compare
 from experiments.recording import read_metrics
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
@@ -224,6 +225,18 @@ def test_folder_of_something_else_is_refused(tmp_path):
 ENOUGH = {"train": (3, 3), "val": (3, 3), "test": (3, 3)}  # for 3 ways, 1 + 2 images
 
 
+def on_random_numbers(bank: Path, sizes: dict[str, tuple[int, int]]):
+    """Return the tiny config on a new bank, {split: (classes, images of each)}."""
+    config, random = tiny.get_config(), np.random.default_rng(0)
+    config.data.bank = str(bank)
+    with write_bank(bank, {"source": "random numbers"}) as add:
+        for split, (classes, images) in (ENOUGH | sizes).items():
+            for i in range(classes):
+                pixels = random.integers(0, 256, (images, 28, 28, 1), np.uint8)
+                add(f"{split} {i}", split, pixels)
+    return config
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -236,16 +249,19 @@ ENOUGH = {"train": (3, 3), "val": (3, 3), "test": (3, 3)}  # for 3 ways, 1 + 2 i
     ],
 )
 def test_data_set_with_a_split_too_small_is_refused(tmp_path, sizes, message):
-    config, random = tiny.get_config(), np.random.default_rng(0)
-    config.data.bank = str(tmp_path / "bank")
-    with write_bank(tmp_path / "bank", {"source": "random numbers"}) as add:
-        for split, (classes, images) in (ENOUGH | sizes).items():
-            for i in range(classes):
-                pixels = random.integers(0, 256, (images, 28, 28, 1), np.uint8)
-                add(f"{split} {i}", split, pixels)
+    config = on_random_numbers(tmp_path / "bank", sizes)
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_comparison_without_a_test_split_is_refused_before_training(
+    tmp_path, monkeypatch
+):
+    config = on_random_numbers(tmp_path / "bank", {"test": (0, 0)})
+    monkeypatch.setattr(compare.launch, "config", lambda: config)
+    with pytest.raises(ValueError, match="hold a split 'test' .*, to compare on; it"):
+        compare.main()
 
 
 @pytest.mark.parametrize(
