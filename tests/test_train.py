@@ -225,14 +225,14 @@ def test_folder_of_something_else_is_refused(tmp_path):
 ENOUGH = {"train": (3, 3), "val": (3, 3), "test": (3, 3)}  # for 3 ways, 1 + 2 images
 
 
-def on_random_numbers(bank: Path, sizes: dict[str, tuple[int, int]]):
+def on_random_numbers(bank: Path, sizes: dict[str, tuple[int, int]], width: int = 28):
     """Return the tiny config on a new bank, {split: (classes, images of each)}."""
     config, random = tiny.get_config(), np.random.default_rng(0)
     config.data.bank = str(bank)
     with write_bank(bank, {"source": "random numbers"}) as add:
         for split, (classes, images) in (ENOUGH | sizes).items():
             for i in range(classes):
-                pixels = random.integers(0, 256, (images, 28, 28, 1), np.uint8)
+                pixels = random.integers(0, 256, (images, 28, width, 1), np.uint8)
                 add(f"{split} {i}", split, pixels)
     return config
 
@@ -250,6 +250,21 @@ def on_random_numbers(bank: Path, sizes: dict[str, tuple[int, int]]):
 )
 def test_data_set_with_a_split_too_small_is_refused(tmp_path, sizes, message):
     config = on_random_numbers(tmp_path / "bank", sizes)
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("width", "data", "message"),
+    [
+        (28, {"mean": (0.5,) * 3, "std": (1.0,) * 3}, r"`mean` and `std` \(3 numbers"),
+        (27, {"augment": ("rotate_classes",)}, "needs square images, not 28 x 27"),
+    ],
+)
+def test_images_that_no_step_could_take_leave_no_run(tmp_path, width, data, message):
+    config = on_random_numbers(tmp_path / "bank", {}, width)
+    config.data.update(data)
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -37,7 +37,9 @@ def rotate_classes(key: Array, raw: Array) -> Array:
     """
     ways, _, height, width, _ = raw.shape
     if height != width:
-        raise ValueError(f"rotate_classes needs square images, not {height} x {width}")
+        raise ValueError(
+            f"`augment` 'rotate_classes' needs square images, not {height} x {width}"
+        )
     turns = jax.random.randint(key, (ways,), 0, 4)
     turned = jnp.stack([jnp.rot90(raw, k, axes=(2, 3)) for k in range(4)])
     return turned[turns, jnp.arange(ways)]

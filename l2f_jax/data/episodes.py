@@ -105,7 +105,8 @@ def preprocessing(
     def preprocess(raw: Array, key: Array | None = None) -> Array:
         if shift.size not in (1, raw.shape[-1]):
             raise ValueError(
-                f"`mean` has {shift.size} numbers, the images {raw.shape[-1]} channels"
+                f"`mean` and `std` ({shift.size} numbers each) must have 1 number, or "
+                f"one for each of the images' {raw.shape[-1]} channels"
             )
         if augment is not None and key is not None:
             raw = augment(key, raw)

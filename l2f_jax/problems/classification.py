@@ -205,6 +205,7 @@ def _feed(
     images = open_bank(bank, icons_split)
     _check_splits(images, spec)
     preprocess = normalising(mean, std, images.provenance, augment)
+    _check_images(preprocess, spec, images.images.shape[1:])
 
     @functools.cache
     def feed(split: str) -> Feed:
@@ -219,6 +220,17 @@ def _check_splits(bank: ImageBank, spec: EpisodeSpec) -> None:
     without_pixels = replace(bank, images=bank.images[:, :0])
     for split in (name for name in SPLITS if name in bank.splits):
         check_spec(without_pixels, split, spec)
+
+
+def _check_images(
+    preprocess: Preprocess, spec: EpisodeSpec, shape: tuple[int, ...]
+) -> None:
+    """Raise ValueError for images [*shape] that an episode could not be made of.
+
+    A compiled step would say the same, but only once the run has its directory.
+    """
+    raw = jax.ShapeDtypeStruct((spec.ways, spec.images, *shape), jnp.uint8)
+    jax.eval_shape(lambda raw: preprocess(raw, jax.random.key(0)), raw)
 
 
 def _norm(section: Section) -> Norm:
