@@ -166,15 +166,19 @@ def attenuate(
       layers, bias: of g_phi, see `mlp`.
       select: the attenuated tensors; all but the norm layers' by default.
     Raises:
-      ValueError: unknown `scope` or `squash`, `layers` < 1, or an `embedding` beside
-        options that it would silence.
+      ValueError: unknown `scope` or `squash`, `layers` < 1, or options that nothing
+        would read beside an `embedding` or without `conditioned`.
     """
-    if embedding and (not conditioned or through or embedding_scale != 1):
-        raise ValueError(
-            "`embedding` needs `conditioned` True, and has no use for `through` "
-            f"({through}) and `embedding_scale` ({embedding_scale}), options of the "
-            "default embedding"
-        )
+    unread = {"through": (through, False), "embedding_scale": (embedding_scale, 1)}
+    if not conditioned:
+        given = embedding is not None
+        unread |= {"embedding": (given, False), "layers": (layers, 2)}
+        unread |= {"bias": (bias, None)}
+    if embedding or not conditioned:
+        beside = "beside an `embedding`" if conditioned else "with `conditioned` False"
+        for name, (value, default) in unread.items():
+            if value != default:
+                raise ValueError(f"`{name}` ({value}) would have no effect {beside}")
     if conditioned:
         seen = embedding or gradients(
             through=through, scale=embedding_scale, select=select

@@ -307,11 +307,20 @@ def test_size_of_gradient_embedding_is_what_it_gives(scope, params, episode):
         ({"layers": 0}, r"`layers` \(0\) must be at least 1"),
         (
             {"embedding": nothing(), "conditioned": False},
-            "`embedding` needs `conditioned` True",
+            "`embedding` .*no effect with",
         ),
-        (
-            {"embedding": nothing(), "through": True},
-            r"no use for `through` \(True\) and `embedding_scale` \(1.0\)",
+        ({"embedding": nothing(), "through": True}, r"`through` \(True\).*beside an"),
+        *(
+            (
+                {"conditioned": False, name: value},
+                rf"`{name}` \({value}\) would have no",
+            )
+            for name, value in (
+                ("bias", 4.0),
+                ("layers", 3),
+                ("through", True),
+                ("embedding_scale", 100.0),
+            )
         ),
     ],
 )
