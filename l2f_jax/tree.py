@@ -1,12 +1,10 @@
 """Helpers for flat parameter dictionaries, path -> array."""
 
-import re
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-from l2f_jax.types import Array, Params
+from l2f_jax.types import Params
 
 
 def split(params: Params, predicate: Callable[[str], bool]) -> tuple[Params, Params]:
@@ -21,22 +19,6 @@ def merge(*parts: Params) -> Params:
     if len(joined) != sum(map(len, parts)):
         raise ValueError("`parts` share a path; they must be disjoint")
     return dict(sorted(joined.items()))
-
-
-def matching(pattern: str) -> Callable[[str], bool]:
-    """Return a predicate: does the regular expression match anywhere in the path?"""
-    compiled = re.compile(pattern)
-    return lambda path: compiled.search(path) is not None
-
-
-def size(tree) -> int:
-    """Count the numbers in a tree of arrays."""
-    return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def inner_product(a, b) -> Array:
-    """Sum the products of corresponding numbers of two trees."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b))
 
 
 def at(tree, index):

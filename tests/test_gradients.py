@@ -3,13 +3,13 @@
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import multi_step_loss, query_loss
 from l2f_jax.recipes import anil, boil, l2f, maml, mamlpp, meta_sgd
 from l2f_jax.transforms import Embedding, attenuate, gradients
-from l2f_jax.tree import inner_product
 from l2f_jax.types import MetaParams, TaskView
 from tests import toys
 
@@ -45,7 +45,7 @@ def assert_is_slope(slope, loss, meta, along=EVERYTHING):
             for w in (WIDTH, -WIDTH)
         )
         numeric = (ahead - behind) / (2 * WIDTH)
-        assert inner_product(slope, d) == pytest.approx(float(numeric), rel=1e-6)
+        assert optax.tree.vdot(slope, d) == pytest.approx(float(numeric), rel=1e-6)
 
 
 def loss_and_slope(learner, meta, weights=None):
