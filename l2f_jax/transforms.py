@@ -102,8 +102,7 @@ def modulate(
     Raises:
       ValueError: unknown `scope` or `squash`.
     """
-    if scope not in KINDS:
-        raise ValueError(f"`scope` ({scope!r}) must be one of {', '.join(KINDS)}")
+    _check_scope("scope", scope)
     if squash not in SQUASHES:
         raise ValueError(f"`squash` ({squash!r}) must be one of {', '.join(SQUASHES)}")
 
@@ -143,8 +142,9 @@ def attenuate(
     affine: bool = False,
     layers: int = 2,
     bias: float | None = None,
-    through: bool = False,
+    embedding_scope: str = "layer",
     embedding_scale: float = 1.0,
+    through: bool = False,
     select: Callable[[str], bool] = is_not_norm,
 ) -> InitTransform:
     """Attenuate the initialisation per task and per layer: L2F.
@@ -159,7 +159,8 @@ def attenuate(
       scope: which numbers share a gamma (Table 4); "layer" is the official tensor-wise
         reading, "module" takes weight and bias of a layer together.
       embedding: what g_phi sees; by default `gradients`, the mean support gradient of
-        each tensor, with the options `through` and `embedding_scale`.
+        each part of `embedding_scope`, times `embedding_scale`; see there, also for
+        `through`.
       conditioned: False learns the coefficients themselves, without g_phi and from 1
         before the squash; Table 4's gamma = 1 takes squash="none".
       squash, affine: see `modulate` (Table 6).
@@ -170,6 +171,7 @@ def attenuate(
         would read beside an `embedding` or without `conditioned`.
     """
     unread = {"through": (through, False), "embedding_scale": (embedding_scale, 1)}
+    unread |= {"embedding_scope": (embedding_scope, "layer")}
     if not conditioned:
         given = embedding is not None
         unread |= {"embedding": (given, False), "layers": (layers, 2)}
@@ -179,9 +181,10 @@ def attenuate(
         for name, (value, default) in unread.items():
             if value != default:
                 raise ValueError(f"`{name}` ({value}) would have no effect {beside}")
+    _check_scope("embedding_scope", embedding_scope)
     if conditioned:
         seen = embedding or gradients(
-            through=through, scale=embedding_scale, select=select
+            embedding_scope, through=through, scale=embedding_scale, select=select
         )
         generator = mlp(layers, bias)
     else:
@@ -213,7 +216,10 @@ def gradients(
       scale: of the embedding; the official code has 1. Policy gradients are so small
         that g_phi hardly sees them without one of about 100.
       select: the tensors whose gradients count.
+    Raises:
+      ValueError: unknown `scope`.
     """
+    _check_scope("scope", scope)
 
     def size(params: Params) -> int:
         return scope_of(split(params, select)[0], scope).size
@@ -317,3 +323,8 @@ def free(value: float = 1.0) -> Generator:
         return jnp.concatenate(parts)
 
     return Generator(init, lambda phi, embedding: phi)
+
+
+def _check_scope(name: str, scope: str) -> None:
+    if scope not in KINDS:
+        raise ValueError(f"`{name}` ({scope!r}) must be one of {', '.join(KINDS)}")

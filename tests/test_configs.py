@@ -121,6 +121,7 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("transform.affine", [True]),
         ("transform.layers", [1, 3]),
         ("transform.bias", [None, 4.0]),
+        ("transform.embedding_scope", ["module", "network"]),
         ("transform.embedding_scale", [100.0]),
         ("optimiser.name", ["adam", "sgd"]),
         ("data.augment", [("rotate_classes", "crop", "flip")]),
@@ -143,7 +144,7 @@ def test_keys_with_a_default_may_be_left_out(config, key):
 
 YOUNGER = {  # keys that older runs were recorded without
     "model.norm": (Norm, ("momentum", "epsilon")),
-    "transform": (attenuate, ("bias", "embedding_scale")),
+    "transform": (attenuate, ("bias", "embedding_scope", "embedding_scale")),
 }
 
 
@@ -195,6 +196,7 @@ def test_an_attenuation_may_start_near_one(config):
         ("transform.name", "amplify"),
         ("transform.scope", "layr"),
         ("transform.squash", "tanh"),
+        ("transform.embedding_scope", "layr"),
         ("transform.layers", 0),
         ("optimiser.name", "adamw"),
         ("optimiser.min_lr", 2.0),

@@ -101,6 +101,13 @@ def test_every_attenuation_learns(scope, condition, form, params, episode):
         assert np.isfinite(leaf).all() and (leaf != 0).any()
 
 
+def test_a_module_s_gamma_may_be_generated_from_its_mean_gradient(params, episode):
+    transform = attenuate("module", embedding_scope="module")
+    kernel = phi_of(transform, params)["layer_0/kernel"]
+    modules = {path.rsplit("/", 1)[0] for path in params if is_not_norm(path)}
+    assert kernel.shape == (len(modules), len(modules)) and len(modules) < len(params)
+
+
 @pytest.mark.parametrize("scope", KINDS)
 def test_norm_tensors_are_not_attenuated(scope, params, episode):
     transform = attenuate(scope, affine=True)

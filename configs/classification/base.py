@@ -122,7 +122,9 @@ def attenuate() -> ConfigDict:
     transform.layers = 2  # linear layers of g_phi; the paper's text says 3
     # Where the last bias of g_phi starts; None draws it, 4 is gamma near 1.
     transform.bias = placeholder(float)
-    transform.embedding_scale = 1.0  # of the gradients that g_phi sees
+    # Over what g_phi sees mean gradients; the paper's "layer" may mean "module", too.
+    transform.embedding_scope = "layer"
+    transform.embedding_scale = 1.0  # of those
     transform.through = False  # let meta-gradients flow through the embedding
     return transform
 
