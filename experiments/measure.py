@@ -139,7 +139,7 @@ def collection(config: ConfigDict, experiment: Experiment) -> Collection:
 
     params = experiment.init(0).meta.params
     keys = jax.random.split(jax.random.key(0), tasks)
-    steps = tasks * sampling.trajectories * search.env.horizon
+    steps = tasks * sampling.sampled * search.env.horizon
     return Collection(lambda: collect(params, keys), steps)
 
 

@@ -69,7 +69,8 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
 
 
 def _trimmed(trajectories: np.ndarray) -> list[list]:
-    return [x[np.isfinite(x).all(-1)].tolist() for x in trajectories]
+    kept = [x[np.isfinite(x).all(-1)].tolist() for x in trajectories]
+    return [path for path in kept if path]  # those that count
 
 
 def _poses(observations: np.ndarray, variant: str) -> list[list]:

@@ -37,7 +37,8 @@ class Trajectories(NamedTuple):
     """What a policy did in one task: B trajectories of up to H steps.
 
     observations [B, H, o] before each action [B, H, a]; rewards [B, H], 0 after the
-    end; mask [B, H] 1 until the end, then 0; advantages [B, H].
+    end; mask [B, H] 1 until the end, then 0, and 0 throughout where a trajectory does
+    not count; advantages [B, H].
     """
 
     observations: Array

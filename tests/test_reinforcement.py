@@ -80,31 +80,34 @@ def test_half_cheetah_takes_the_variants_of_navigation():
         half_cheetah.get_config("sideways")
 
 
-@pytest.mark.parametrize(
-    ("config", "trajectories"),
-    [
-        (navigation.get_config("maml,equal_steps"), 40),
-        (half_cheetah.get_config("velocity"), 20),
-        (half_cheetah.get_config("velocity,gym"), 40),
-    ],
-)
-def test_evaluation_takes_4000_environment_steps_for_an_update(config, trajectories):
-    assert config.evaluation.trajectories == trajectories
-    assert config.env.horizon * trajectories == 4000
+def test_evaluation_takes_4000_environment_steps_for_an_update():
+    whole = "whole trajectories until 4000 steps, at most 80, for an update"
+    assert whole in build(navigation.get_config("maml,equal_steps")).protocol
+
+
+@pytest.mark.parametrize(("robot", "horizon"), [("original", 200), ("gym", 100)])
+def test_a_robot_that_never_stops_takes_them_in_whole_trajectories(robot, horizon):
+    pytest.importorskip("mujoco")
+    pytest.importorskip("gymnasium")
+    protocol = build(half_cheetah.get_config(f"velocity,{robot}")).protocol
+    taken = f"{4000 // horizon} trajectories of up to {horizon} steps for an update"
+    assert taken in protocol
 
 
 def test_a_run_that_says_no_number_is_judged_by_that_of_training():
     config = navigation.get_config("maml").unlock()
-    assert "return of 40 new trajectories" in build(config).protocol
     del config.evaluation.trajectories
-    assert "return of 20 new trajectories" in build(config).protocol
+    assert "until 2000 steps, at most 40, for" in build(config).protocol
+    # As of a run recorded before there was a surplus.
+    del config.evaluation.surplus, config.sampling.surplus
+    assert "; 20 trajectories of up to 100 steps for" in build(config).protocol
 
 
 def test_evaluation_has_trajectories_of_its_own():
     config = navigation.get_config("maml")
     config.model.hidden, config.env.horizon = (3,), 2
     config.sampling.trajectories, config.sampling.fresh = 2, True
-    config.evaluation.trajectories = 5
+    config.evaluation.trajectories, config.evaluation.surplus = 5, 0
     experiment = build(config)
     meta = experiment.init(0).meta
     predictions = experiment.predict(meta, {}, "val", 2, points=(1, 0))
@@ -113,7 +116,9 @@ def test_evaluation_has_trajectories_of_its_own():
     for name in ("problem", "seed", "evaluation"):
         del sections[name]
     search = method(**sections)
-    search = search._replace(sampling=search.sampling._replace(trajectories=5))
+    search = search._replace(
+        sampling=search.sampling._replace(trajectories=5, surplus=0)
+    )
     judge = jax.jit(jax.vmap(partial(returns, search, meta, last=1)))
     after, start, goals = judge(episode_keys(0, FIRST_TASK["val"], 2))
     scores = experiment.scores(predictions)
@@ -193,10 +198,12 @@ def test_returns_are_of_theta_and_after_each_update(fresh, key):
         ("env", "horizon", 0, "`horizon` .0. must be at least 1"),
         ("env", "name", "maze", "`env.name` .'maze'. must be one of navigation"),
         ("sampling", "trajectories", 0, "`sampling.trajectories` .0."),
+        ("sampling", "surplus", -1, "`sampling.surplus` .-1. must be at least 0"),
         ("learner", "steps", -1, "`learner.steps` .-1."),
         ("training", "tasks", 0, "`training.tasks` .0."),
         ("model", "activation", "gelu", "`activation` .'gelu'. .* relu, tanh"),
         ("evaluation", "trajectories", 0, "`evaluation.trajectories` .0. must be at"),
+        ("evaluation", "surplus", -1, "`evaluation.surplus` .-1. must be at least 0"),
         ("evaluation", "ensemble", 3, "`evaluation.ensemble` .3. must be 1"),
         ("evaluation", "points", (0, 2), "`evaluation.points` .* .1. among them"),
         ("optimiser", "lr", 0.1, "`optimiser.lr` is no option here"),

@@ -40,6 +40,7 @@ def get_config(arg: str = ""):
     config.env.observe_goal = observe_goal
     config.learner.lr = 0.1
     config.training.tasks = 40
+    config.sampling.surplus = 0  # no episode ends early
     if goal == "velocity":
         config.sampling.trajectories //= 2
     if config.optimiser.max_kl:  # else the random baseline
@@ -48,4 +49,5 @@ def get_config(arg: str = ""):
     config.evaluation.validation_tasks = 20
     config.evaluation.test_tasks = 100
     config.evaluation.trajectories = navigation.EVALUATION_STEPS // config.env.horizon
+    config.evaluation.surplus = 0
     return config

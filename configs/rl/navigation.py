@@ -15,11 +15,13 @@ refuse "l2f". L2F samples three sets of trajectories in a task, MAML two: with
 "maml,equal_steps" these are half as large again, and the environment steps are equal.
 
 MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward, the distance
-itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. Evaluation is that code's: 4000
-environment steps for an update. The L2F paper prints no numbers and its supplement is
-not public. Chosen here for L2F: new trajectories after attenuation and g_phi's last
-bias at 4 (gamma near 1). It fails with some seeds (see RESULTS.md). The papers' texts
-have squared distances.
+itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. Sampling is that code's: whole
+trajectories until a number of environment steps is taken, 2000 for an update in
+training and 4000 at test, so that early ends leave no update with less to learn from;
+`surplus` 0 takes as many trajectories whenever they end. The L2F paper prints no
+numbers and its supplement is not public. Chosen here for L2F: new trajectories after
+attenuation and g_phi's last bias at 4 (gamma near 1). It fails with some seeds (see
+RESULTS.md). The papers' texts have squared distances.
 """
 
 from ml_collections import ConfigDict
@@ -69,6 +71,7 @@ def get_config(arg: str = ""):
     config.sampling.trajectories = 30 if budget == "equal_steps" else 20
     config.sampling.discount = 0.99
     config.sampling.decay = 1.0  # lambda
+    config.sampling.surplus = 1  # as many again, should some end early
     config.sampling.fresh = method == "l2f"  # new trajectories after the transform
 
     config.optimiser = ConfigDict()  # a trust region
@@ -91,6 +94,7 @@ def get_config(arg: str = ""):
     config.evaluation.validation_tasks = 40
     config.evaluation.test_tasks = 200
     config.evaluation.trajectories = EVALUATION_STEPS // config.env.horizon
+    config.evaluation.surplus = 1
     config.evaluation.ensemble = 1
     config.evaluation.points = (0,) if baseline == "oracle" else (0, 1, 2, 3)
     return config

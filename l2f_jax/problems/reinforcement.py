@@ -33,6 +33,7 @@ from l2f_jax.transforms import attenuate, identity
 from l2f_jax.types import Array, InnerRule, Learner, MetaParams, Model
 
 ENVIRONMENTS = {"navigation": navigation, "half_cheetah": half_cheetah}
+LEAST = {"trajectories": 1, "surplus": 0}
 FIRST_TASK = {"test": 0, "val": 2**20}  # numbers of fixed tasks; none is in both
 
 
@@ -53,7 +54,10 @@ class Search(NamedTuple):
 
     @property
     def environment_steps(self) -> int:
-        """Steps of the environment in a meta-iteration, if no episode ends early."""
+        """Steps of the environment in a meta-iteration, if no episode ends early.
+
+        With a surplus of trajectories about as many if some do.
+        """
         # Where the transform and the first inner step share trajectories, one set less.
         sets = self.steps + 1 + (self.fresh or not self.steps)
         tasks, trajectories = self.schedule.tasks, self.sampling.trajectories
@@ -87,9 +91,7 @@ def reinforcement(
     )
     rest = dict(evaluation)
     points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
-    count = rest.pop("trajectories", search.sampling.trajectories)
-    check_least("evaluation", {"trajectories": count}, {"trajectories": 1})
-    judged = search._replace(sampling=search.sampling._replace(trajectories=count))
+    judged = search._replace(sampling=_judging(rest, search.sampling))
     compiled = make_update(
         search.env,
         search.learner,
@@ -137,8 +139,7 @@ def reinforcement(
         steps=search.steps,
         points=points,
         learner=search.learner,
-        protocol=f"mean undiscounted return of {count} new trajectories after each "
-        f"update; {count} trajectories for an update",
+        protocol=_protocol(judged),
         facts={
             "horizon": search.env.horizon,
             "environment_steps": search.environment_steps,
@@ -174,7 +175,7 @@ def method(
     options = dict(sampling)
     fresh = bool(options.pop("fresh", False))
     how = call(Sampling, options, "sampling")
-    check_least("sampling", how._asdict(), {"trajectories": 1})
+    check_least("sampling", how._asdict(), LEAST)
     return Search(world, policy, agent, steps, how, fresh, region, schedule)
 
 
@@ -222,6 +223,27 @@ def _inner(*, steps: int, lr: float, later: float = 0.5) -> tuple[int, InnerRule
         return jnp.where(count == 0, lr, lr * later)
 
     return steps, from_optax(optax.sgd(rate))
+
+
+def _judging(section: dict[str, Any], trained: Sampling) -> Sampling:
+    """Take from the evaluation's section how it samples, where it says so."""
+    own = {name: section.pop(name) for name in LEAST if name in section}
+    found = trained._replace(**own)
+    check_least("evaluation", found._asdict(), LEAST)
+    return found
+
+
+def _protocol(search: Search) -> str:
+    """Say how the policies of an evaluation are sampled."""
+    sampling, horizon = search.sampling, search.env.horizon
+    taken = f"{sampling.trajectories} trajectories of up to {horizon} steps"
+    if sampling.surplus:
+        budget = sampling.trajectories * horizon
+        taken = f"whole trajectories until {budget} steps, at most {sampling.sampled},"
+    return (
+        "mean undiscounted return of new trajectories after each update; "
+        f"{taken} for an update"
+    )
 
 
 def _evaluation(section: Section) -> Evaluation:

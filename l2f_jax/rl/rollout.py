@@ -24,13 +24,21 @@ Collect = Callable[[Params, Array], Trajectories]
 class Sampling(NamedTuple):
     """How experience is gathered and judged.
 
-    trajectories: B, at each point of the adaptation path.
+    trajectories: at each point of the adaptation path, if none ends early.
     discount, decay: see `returns.advantages`.
+    surplus: how many times as many are sampled besides, to take the steps that
+      trajectories which end early leave of a budget of trajectories * horizon.
     """
 
     trajectories: int
     discount: float = 0.99
     decay: float = 1.0
+    surplus: int = 0
+
+    @property
+    def sampled(self) -> int:
+        """Return B, the trajectories that are sampled, whether they count or not."""
+        return self.trajectories * (1 + self.surplus)
 
 
 def rollouts(env: Env, policy: Model, sampling: Sampling, task: Array) -> Collect:
@@ -55,14 +63,33 @@ def rollouts(env: Env, policy: Model, sampling: Sampling, task: Array) -> Collec
 
     def collect(params: Params, key: Array) -> Trajectories:
         params = jax.lax.stop_gradient(params)  # nothing differentiates the world
-        keys = jax.random.split(key, sampling.trajectories)
+        keys = jax.random.split(key, sampling.sampled)
         seen, actions, rewards, mask = jax.vmap(one, (None, 0))(params, keys)
+        if sampling.surplus:
+            counted = within(sampling.trajectories * env.horizon, mask)[:, None]
+            rewards, mask = counted * rewards, counted * mask
         targets = returns_to_go(rewards, sampling.discount)
         values = linear_baseline(seen, targets, mask)
         gains = advantages(rewards, values, mask, sampling.discount, sampling.decay)
         return Trajectories(seen, actions, rewards, mask, standardised(gains, mask))
 
     return collect
+
+
+def within(budget: int, mask: Array) -> Array:
+    """Mark the trajectories, taken in order, that begin within a budget of steps.
+
+    The one that exhausts it counts as a whole, as in MAML's code, so that up to a
+    horizon more is taken; less only if all trajectories together are shorter.
+
+    Args:
+      mask: [B, H], 1 for each step that was taken, else 0.
+    Returns:
+      [B], 1 or 0.
+    """
+    taken = mask.sum(-1)
+    before = jnp.cumsum(taken) - taken
+    return (before < budget).astype(mask.dtype)
 
 
 def experience(
@@ -98,5 +125,9 @@ def experience(
 
 
 def total_return(data: Trajectories) -> Array:
-    """Return the mean undiscounted return of the trajectories [..., B, H]: [...]."""
-    return data.rewards.sum(-1).mean(-1)
+    """Return the mean undiscounted return of the trajectories [..., B, H]: [...].
+
+    Those that do not count, whose first step is masked, are left out.
+    """
+    counted = data.mask[..., 0].mean(-1)  # the share
+    return data.rewards.sum(-1).mean(-1) / counted
