@@ -187,8 +187,8 @@ def open_settings(data: str) -> Iterator[Cell]:
 def policies(config: Callable[[str], ConfigDict], published: tuple) -> Iterator[Cell]:
     """Figure 5 as a table: mean returns after 0 to 3 updates, of MAML's own paper.
 
-    "maml_equal_steps" has as many environment steps as L2F, whose transform needs
-    trajectories of its own.
+    "maml_equal_steps" has as many environment steps in training as L2F, whose transform
+    needs trajectories of its own; at test it has fewer, see `configs/rl/navigation.py`.
     """
     reported = dict(enumerate(published))
     yield Cell("maml", config("maml"), "", reported)

@@ -147,8 +147,19 @@ def heading(
     )
     return (
         f"Table {table}{where}: {unit}, mean ± 95 % interval over {tasks} test tasks"
-        f"{of}; {length} iterations; {first.protocol}. Paper: {paper}."
+        f"{of}; {length} iterations; {_protocols(results)}. Paper: {paper}."
     )
+
+
+def _protocols(results: Mapping[str, Result | None]) -> str:
+    """Say once what all cells have in common, else which cells each is of."""
+    cells: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result:
+            cells.setdefault(result.protocol, []).append(name)
+    if len(cells) == 1:
+        return next(iter(cells))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in cells.items())
 
 
 def number(value: float) -> str:

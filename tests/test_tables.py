@@ -102,6 +102,13 @@ def test_the_heading_says_what_the_numbers_are_of():
     )
 
 
+def test_the_heading_tells_cells_of_different_protocols_apart():
+    one = result(2, 4)
+    found = {"a": one, "b": one._replace(protocol="by twos"), "c": one, "d": None}
+    text = tables.heading("4", "icons", found, "of theirs")
+    assert "; a, c: one by one; b: by twos. Paper" in text
+
+
 PAPER = {
     "1": {
         "conv4_1shot_maml": 48.70,

@@ -12,7 +12,9 @@ The argument is a comma-separated list of variants, all optional:
 "pretrained" trains one policy for all tasks, "oracle" lets it see the goal, "random"
 is never trained: baselines of MAML's policy, which is not attenuated, so that they
 refuse "l2f". L2F samples three sets of trajectories in a task, MAML two: with
-"maml,equal_steps" these are half as large again, and the environment steps are equal.
+"maml,equal_steps" these are half as large again, and the environment steps of training
+are equal. Not those at test: before its first update L2F takes a second set there, for
+the transform, so that it has seen 8000 steps where MAML has seen 4000.
 
 MAML's published mean returns after 0, 1, 2, 3 updates (its code's reward, the distance
 itself): -40.4, -11.7, -3.3, -3.2; oracle -2.3. Sampling is that code's: whole

@@ -240,9 +240,11 @@ def _protocol(search: Search) -> str:
     if sampling.surplus:
         budget = sampling.trajectories * horizon
         taken = f"whole trajectories until {budget} steps, at most {sampling.sampled},"
+    # The transform's set is of theta, the other one of what the transform makes of it.
+    first = ", two such sets for the first, one of them for the transform"
     return (
         "mean undiscounted return of new trajectories after each update; "
-        f"{taken} for an update"
+        f"{taken} for an update{first if search.fresh else ''}"
     )
 
 
