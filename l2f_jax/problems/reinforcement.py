@@ -19,9 +19,13 @@ from l2f_jax.models.policy import gaussian_policy
 from l2f_jax.outer import TrainState
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.schedule import (
+    INSIDE,
+    POSITIVE,
+    SHARE,
     Evaluation,
     Schedule,
     check_least,
+    check_ranges,
     points_to_test,
 )
 from l2f_jax.problems.sections import call, select
@@ -164,7 +168,7 @@ def method(
     """
     world = _environment(**env)
     schedule = _schedule(training)
-    region = call(TrustRegion, optimiser, "optimiser")
+    region = _region(optimiser)
     policy = select(
         model, "model", {"gaussian": gaussian_policy}, actions=world.actions
     )
@@ -176,6 +180,7 @@ def method(
     fresh = bool(options.pop("fresh", False))
     how = call(Sampling, options, "sampling")
     check_least("sampling", how._asdict(), LEAST)
+    check_ranges("sampling", how._asdict(), {"discount": SHARE, "decay": SHARE})
     return Search(world, policy, agent, steps, how, fresh, region, schedule)
 
 
@@ -215,9 +220,20 @@ def _schedule(section: Section) -> Schedule:
     return call(Schedule, section, "training", **fixed)
 
 
+def _region(section: Section) -> TrustRegion:
+    region = call(TrustRegion, section, "optimiser")
+    # A bound of 0 lets nothing move: the random baseline.
+    least = {"max_kl": 0, "damping": 0, "conjugate_steps": 1, "backtracks": 0}
+    check_least("optimiser", region._asdict(), least)
+    check_ranges("optimiser", region._asdict(), {"shrink": INSIDE})
+    return region
+
+
 def _inner(*, steps: int, lr: float, later: float = 0.5) -> tuple[int, InnerRule]:
     """Build gradient descent at rate lr, then lr * later from the second step on."""
-    check_least("learner", {"steps": steps}, {"steps": 0})
+    found = {"steps": steps, "lr": lr, "later": later}
+    check_least("learner", found, {"steps": 0})
+    check_ranges("learner", found, {"lr": POSITIVE, "later": POSITIVE})
 
     def rate(count: Any) -> Array:
         return jnp.where(count == 0, lr, lr * later)

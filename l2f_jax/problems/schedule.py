@@ -1,6 +1,6 @@
 """How long a run is, how many tasks it takes, which program runs when."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,9 +107,30 @@ class Evaluation:
 def check_least(section: str, values: dict, least: dict[str, int]) -> None:
     """Raise ValueError for a value of a config's section below its least."""
     for name, minimum in least.items():
-        if values[name] < minimum:
+        if not values[name] >= minimum:
             raise ValueError(
                 f"`{section}.{name}` ({values[name]}) must be at least {minimum}"
+            )
+
+
+class Range(NamedTuple):
+    """Numbers that an option may have: whether it holds one, and which they are."""
+
+    holds: Callable[[float], bool]
+    text: str
+
+
+POSITIVE = Range(lambda x: x > 0, "above 0")
+INSIDE = Range(lambda x: 0 < x < 1, "above 0 and below 1")
+SHARE = Range(lambda x: 0 <= x <= 1, "at least 0 and at most 1")
+
+
+def check_ranges(section: str, values: dict, ranges: Mapping[str, Range]) -> None:
+    """Raise ValueError for a value of a config's section outside its range."""
+    for name, allowed in ranges.items():
+        if not allowed.holds(values[name]):
+            raise ValueError(
+                f"`{section}.{name}` ({values[name]}) must be {allowed.text}"
             )
 
 
