@@ -189,12 +189,19 @@ def policies(config: Callable[[str], ConfigDict], published: tuple) -> Iterator[
 
     "maml_equal_steps" has as many environment steps in training as L2F, whose transform
     needs trajectories of its own; at test it has fewer, see `configs/rl/navigation.py`.
+    "l2f_scale_100" shows g_phi policy gradients of a size that gamma depends on;
+    "l2f_same" takes its first inner step on the trajectories that the transform saw.
     """
     reported = dict(enumerate(published))
     yield Cell("maml", config("maml"), "", reported)
     yield Cell("l2f", config("l2f"), "maml", {})
     equal = config("maml,equal_steps")
     yield Cell("maml_equal_steps", equal, "l2f", {})
+    scaled, same = config("l2f"), config("l2f")
+    scaled.transform.embedding_scale = 100.0
+    same.sampling.fresh = False
+    yield Cell("l2f_scale_100", scaled, "maml", {})
+    yield Cell("l2f_same", same, "maml", {})
     for name in ("first_order", "pretrained", "random", "oracle"):
         yield Cell(name, config(f"maml,{name}"), "maml", {})
 

@@ -25,11 +25,13 @@ from l2f_jax.rl.trpo import (
     adapted_policies,
     conjugate_gradient,
     fisher_product,
+    gamma_metrics,
     make_update,
     trust_region_step,
 )
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.tree import at
+from l2f_jax.types import MetaParams, Trajectories
 
 SMALL = gaussian_policy(2, (3,), activation="tanh")
 ENV = navigation(horizon=5)
@@ -193,6 +195,36 @@ def test_a_step_stays_within_its_bound_and_lowers_the_surrogate(key, max_kl):
         np.testing.assert_allclose(metrics["outer/kl"], distance, rtol=1e-2)
     else:
         jax.tree.map(np.testing.assert_array_equal, new, meta)
+
+
+def test_gammas_by_hand():
+    """A tensor's gammas are 1 and 3 in two tasks, the two of another's 2 in both."""
+
+    def gamma(phi, params, view):
+        return {"a": view.data.rewards.sum(), "b": jnp.full((2, 1), 2.0)}
+
+    learner = agent()
+    learner = learner._replace(transform=learner.transform._replace(gamma=gamma))
+    one = jnp.ones((2, 3, 1, 1))
+    # Entry 0 is what the transform sees.
+    rewards = one.at[:, 0].set(jnp.asarray([1.0, 3.0]).reshape(2, 1, 1))
+    data = Trajectories(one, one, rewards, one, one)
+    found = gamma_metrics(learner, MetaParams({}, (), ()), data)
+    assert found == {"transform/gamma": 2.0, "transform/gamma_deviation": 0.5}
+
+
+@pytest.mark.parametrize("transform", [identity(), attenuate()])
+def test_training_reports_gammas_if_there_are_any(transform):
+    learner = agent(transform)
+    meta, _ = learner.init(jax.random.key(0), jnp.zeros((1, 2)))
+    state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(1), meta, (), {})
+    update = make_update(
+        ENV, learner, SMALL, tasks=2, steps=1, sampling=Sampling(2),
+        region=TrustRegion(),
+    )  # fmt: skip
+    names = {name for name in jax.eval_shape(update, state)[1] if "gamma" in name}
+    reported = {"transform/gamma", "transform/gamma_deviation"}
+    assert names == (reported if meta.transform else set())
 
 
 def bandit():

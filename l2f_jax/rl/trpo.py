@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from l2f_jax.envs.env import Env
 from l2f_jax.inner import recorded
+from l2f_jax.learners.gradient import task_view
 from l2f_jax.models.policy import Gaussian, divergence
 from l2f_jax.outer import TrainState
 from l2f_jax.rl.losses import act, surrogate
@@ -187,6 +188,36 @@ def conjugate_gradient(product: Product, b: Array, steps: int) -> Array:
     return lax.scan(step, start, None, steps)[0][0]
 
 
+def gamma_metrics(
+    learner: Learner, meta: MetaParams, data: Trajectories
+) -> dict[str, Array]:
+    """Measure how much the transform attenuates, and how that depends on the task.
+
+    Args:
+      data: [tasks, steps + 2, B, H, ...], see `rollout.experience`.
+    Returns:
+      Means over tensors: "transform/gamma", mean over tasks, and
+      "transform/gamma_deviation", standard deviation over tasks. Nothing for MAML.
+    """
+    loss, transform = learner.loss, learner.transform
+    if loss is None or transform is None:
+        return {}
+
+    def one(data: Trajectories) -> dict[str, Array]:
+        view = task_view(loss, {}, at(data, 0))
+        return transform.gamma(meta.transform, meta.params, view)
+
+    gammas = jax.vmap(one)(data).values()
+    if not gammas:
+        return {}
+    means = jnp.stack([gamma.mean() for gamma in gammas])
+    deviations = jnp.stack([gamma.std(0).mean() for gamma in gammas])
+    return {
+        "transform/gamma": means.mean(),
+        "transform/gamma_deviation": deviations.mean(),
+    }
+
+
 def make_update(
     env: Env,
     learner: Learner,
@@ -214,7 +245,8 @@ def make_update(
     Returns:
       update(state, iterations=n) -> (state, metrics {name: [n]}); "outer/return_0" and
       "outer/return_<steps>" are mean returns of theta and of the adapted policies, and
-      "outer/return_start", if `fresh`, of the transformed ones before any step.
+      "outer/return_start", if `fresh`, of the transformed ones before any step; and
+      those of `gamma_metrics`.
     """
 
     def gather(meta: MetaParams, key: Array) -> Trajectories:
@@ -234,6 +266,7 @@ def make_update(
             )
 
         meta, metrics = trust_region_step(policies, state.meta, last, region)
+        metrics |= gamma_metrics(learner, state.meta, data)
         returns = total_return(data).mean(0)
         metrics["outer/return_0"] = returns[0]
         metrics[f"outer/return_{steps}"] = returns[-1]
