@@ -48,13 +48,22 @@ def test_fits_pass_through_what_the_learner_predicts(wave, tmp_path):
     n = behaviour.fits(wave, 2)
     assert n["steps"] == 1 and len(n["tasks"]) == behaviour.SHOWN
     assert (n["x"][0], n["x"][-1], len(n["x"])) == (-5, 5, 201)
-    for task in n["tasks"]:
+    # Of two seeds the first is shown, and its tasks come first.
+    state = panels.last(wave)
+    shown = wave.experiment.predict(
+        state.meta, state.stats, "test", behaviour.SHOWN, points=(0, 1)
+    )
+    for i, task in enumerate(n["tasks"]):
         assert len(task["support"]["inputs"]) == 5
-        assert np.all(np.diff(task["curve"]["inputs"]) >= 0)
-        assert task["before"] != task["after"]
-    # theta is the same for all tasks, but gamma is not.
-    after = [task["after"] for task in n["tasks"]]
-    assert after[0] != after[1]
+        x = task["curve"]["inputs"]
+        assert np.all(np.diff(x) >= 0)
+        # The predictions' queries are not sorted; their targets tell which is which.
+        same = np.argsort(task["curve"]["targets"])
+        order = np.argsort(shown.targets[i, :, 0])
+        for t, name in enumerate(("before", "after")):
+            fitted = np.interp(x, n["x"], task[name])[same]
+            predicted = shown.outputs[i, t, order, 0]
+            np.testing.assert_allclose(fitted, predicted, atol=0.05 * np.ptp(fitted))
     # A curve, its support, and two fits of each task.
     shown = behaviour.SHOWN
     assert drawn(behaviour.draw_fits, n, tmp_path / "a.png") == 4 * shown
@@ -83,7 +92,12 @@ def test_disjoint_ranges_share_no_task():
 def test_returns_and_learning_are_those_of_the_run(walk, tmp_path):
     n = behaviour.returns(walk, 3)
     assert n["point"] == [0, 1, 2, 3] and len(n["mean"]) == len(n["half"]) == 4
-    assert all(mean < 0 < half for mean, half in zip(n["mean"], n["half"], strict=True))
+    state = panels.last(walk)
+    predictions = walk.experiment.predict(state.meta, state.stats, "test", 3)
+    found = walk.experiment.scores(predictions)["return"]
+    np.testing.assert_allclose(n["mean"], found.mean(0), rtol=1e-6)
+    half = 1.96 * found.std(0, ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(n["half"], half, rtol=1e-5)
     drawn(behaviour.draw_returns, n, tmp_path / "a.png")
     (walk.path / "metrics.jsonl").write_text(
         '{"step": 10, "validation/return": -3.5}\n'

@@ -1,5 +1,7 @@
 """Policy search: densities, Fisher products, conjugate gradient, replay, learning."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ from l2f_jax.rl.trpo import (
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.tree import at
 from l2f_jax.types import MetaParams, Trajectories
+from tests.toys import normal
 
 SMALL = gaussian_policy(2, (3,), activation="tanh")
 ENV = navigation(horizon=5)
@@ -170,6 +173,32 @@ def test_same_trajectories_serve_the_transform_and_the_first_step(key):
     np.testing.assert_array_equal(data.actions[:, 0], data.actions[:, 1])
     _, data = gather(agent(attenuate()), key, fresh=True)
     assert not np.allclose(data.actions[:, 0], data.actions[:, 1])
+
+
+def test_first_order_changes_the_gradient_and_not_the_policies(key):
+    learner = agent(lr=0.5)
+    meta, _ = learner.init(key, jnp.zeros((1, 2)))
+    # Two tasks, an inner step, two trajectories of three steps.
+    of_pairs, of_numbers = (2, 3, 2, 3, 2), (2, 3, 2, 3)
+    shapes = of_pairs, of_pairs, of_numbers, of_numbers, of_numbers
+    data = Trajectories(*(normal(i, shape) for i, shape in enumerate(shapes)))
+    data = data._replace(mask=jnp.ones(of_numbers))
+
+    @partial(jax.jit, static_argnums=1)
+    @partial(jax.value_and_grad, has_aux=True)
+    def judged(meta, first_order):
+        adapted = adapted_policies(
+            learner, SMALL, meta, data, steps=1, first_order=first_order
+        )
+        return (adapted.mean**2).mean(), adapted
+
+    (_, first), cheap = judged(meta, True)
+    (_, second), full = judged(meta, False)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), first, second
+    )
+    cheap, full = (ravel_pytree(x)[0] for x in (cheap, full))
+    assert np.linalg.norm(cheap - full) > 0.01 * np.linalg.norm(full) > 0
 
 
 @pytest.mark.parametrize("max_kl", [0.0, 0.05])
