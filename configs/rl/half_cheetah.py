@@ -10,7 +10,8 @@ The argument is a comma-separated list of variants, all optional: those of
     direction (default) | velocity          original (default) | gym
 
 "original" is the robot as in MAML's own code, "gym" as in tristandeleu/pytorch-maml-rl:
-longer steps, and a tenth of an action; all but the robot stays as it is.
+longer steps, and a tenth of an action; but that code observes 20 numbers, the torso's
+position among them, and "gym" ProMP's 17. All but the robot stays as it is.
 
 MAML's published mean returns after 0, 1, 2, 3 updates (original): direction -50.7, 293,
 314, 316 (iteration 100; oracle 443), velocity -129.5, -78.6, -66.6, -60.8 (iteration
