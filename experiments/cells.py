@@ -11,7 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.tables import Cell
-from experiments.identity import check_same, newest_step, read_config
+from experiments.identity import (
+    check_complete,
+    check_same,
+    newest_step,
+    read_config,
+)
 from experiments.panels import effective_rates, load
 from experiments.scores import judged
 from experiments.train import train
@@ -57,23 +62,28 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
 def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
     """Train what no other process has; say whether nothing interrupted it.
 
-    A run that diverges is left as it is, which is said, and the others are trained.
+    A run that diverges, or builds on one that is not complete, is left as it is, which
+    is said, and the others are trained.
 
     Args:
       runs: of a cell.
       matched: the cell whose inner rates they take, if any.
+    Raises:
+      ValueError: a directory holds a run of another config.
     """
     for run, config in runs.items():
-        source = run.parent.parent / matched / run.name
-        other = source if matched else config.transform.get("prototypes")
-        if other:
-            with taken(Path(other), wait=True):
-                pass  # whoever trains it has finished
+        recorded = (run / "run.json").exists()
+        if matched and recorded:
+            config.learner.rates = _rates(run, config)
+        source = _source(run, config, "" if recorded else matched)
+        if source and (lack := _lack(source)):
+            print(f"{run} is not trained: {lack}", file=sys.stderr)
+            continue
         with taken(run) as mine:
             if not mine:
                 continue
-            if matched:
-                config.learner.rates = ConfigDict(_rates(run) or _matching(source))
+            if matched and source:
+                config.learner.rates = _matching(source)
             try:
                 if not train(config, run):
                     return False
@@ -82,16 +92,47 @@ def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
     return True
 
 
-def _rates(run: Path) -> dict[str, float]:
-    """Return `learner.rates` as a run's record has them; none before it has one."""
-    recorded = (run / "run.json").exists()
-    return read_config(run).learner.rates.to_dict() if recorded else {}
+def _source(run: Path, config: ConfigDict, matched: str) -> Path | None:
+    """Return the run that this one builds on, if it does on one."""
+    if matched:
+        return run.parent.parent / matched / run.name
+    other = config.transform.get("prototypes")
+    return Path(other) if other else None
 
 
-def _matching(run: Path) -> dict[str, float]:
+def _lack(run: Path) -> str:
+    """Wait until no process trains a run; say what it lacks to be built on, or ""."""
+    if _lock(run).exists():
+        with taken(run, wait=True):
+            pass
+    try:
+        check_complete(run)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _rates(run: Path, config: ConfigDict) -> ConfigDict:
+    """Return `learner.rates` of a matched cell, as its run's record has them.
+
+    Raises ValueError for a run without: it is of another config.
+    """
+    rates = read_config(run).learner.get("rates")
+    if not rates:
+        config.learner.rates = ConfigDict({"of": "gammas"})
+        check_same(run, config)
+    return rates
+
+
+def _matching(run: Path) -> ConfigDict:
     """Return the inner rate of each convolution that a run's gammas amount to."""
     found = effective_rates(load(run, read_config(run)), MATCHING_TASKS, "val")
-    return {path: float(np.median(x)) for path, x in found["layers"].items()}
+    medians = {path: float(np.median(x)) for path, x in found["layers"].items()}
+    return ConfigDict(medians)
+
+
+def _lock(run: Path) -> Path:
+    return run.with_name(f"{run.name}.lock")
 
 
 @contextlib.contextmanager
@@ -102,7 +143,7 @@ def taken(run: Path, *, wait: bool = False) -> Iterator[bool]:
     ends, however that happens.
     """
     run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_name(f"{run.name}.lock").open("w") as file:
+    with _lock(run).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -133,9 +174,9 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
     another config.
     """
     for run, config in runs.items():
-        if matched:
-            config.learner.rates = ConfigDict(_rates(run))
         if (run / "run.json").exists():
+            if matched:
+                config.learner.rates = _rates(run, config)
             check_same(run, config)
         if newest_step(run) < config.training.iterations:
             return None

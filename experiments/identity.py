@@ -31,6 +31,15 @@ def newest_step(run: Path) -> int:
         return 0
 
 
+def check_complete(run: Path) -> None:
+    """Raise ValueError unless a run has been trained to its end."""
+    step, last = newest_step(run), read_config(run).training.iterations
+    if step < last:
+        raise ValueError(
+            f"{run} is unfinished: its last checkpoint is of step {step} of {last}"
+        )
+
+
 def resolved(config: ConfigDict) -> dict[str, Any]:
     """Return a config as run.json holds it."""
     return json.loads(config.to_json())

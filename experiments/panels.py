@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.identity import check_complete
 from experiments.scores import newest_state
 from l2f_jax.analysis import (
     attenuate_tensor,
@@ -48,16 +49,8 @@ class Run(NamedTuple):
 
 def load(path: Path, config: ConfigDict) -> Run:
     """Build a run from its config; raise ValueError unless it is complete."""
-    experiment, folder, step = build(config), path / "checkpoints", 0
-    if folder.is_dir():
-        with Checkpoints(folder, read_only=True) as saved:
-            step = saved.latest or 0
-    if step < experiment.schedule.iterations:
-        raise ValueError(
-            f"{path} is unfinished: its last checkpoint is of step {step} of "
-            f"{experiment.schedule.iterations}"
-        )
-    return Run(path, config, experiment)
+    check_complete(path)
+    return Run(path, config, build(config))
 
 
 def checkpoints(run: Run) -> Iterator[TrainState]:

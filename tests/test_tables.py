@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from experiments.cells import Result, members, resize, taken
 from experiments.identity import resolved
 from experiments.recording import read_metrics
 from experiments.tables import chosen_cells, described, markdown
+from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
@@ -300,6 +302,14 @@ def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
         assert again
 
 
+def complete(run, config):
+    """Leave behind what says that a run is complete."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text(json.dumps({"config": resolved(config)}))
+    with Checkpoints(run / "checkpoints") as saved:
+        saved.save(config.training.iterations, {"w": np.zeros(1)})
+
+
 def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):
     (cell,) = chosen_cells("5", "icons", "l2f_prototypes")
     ((run, config),) = members(cell, tmp_path, 1).items()
@@ -309,17 +319,50 @@ def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):
         other = threading.Thread(target=cells.train_missing, args=({run: config},))
         other.start()
         assert not trained.wait(0.5)
+        complete(tmp_path / "protonet" / "seed_0", config)
     other.join(10)
     assert trained.is_set()
 
 
-def test_a_matched_cell_waits_for_the_run_whose_gammas_it_takes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("table", "name", "source"),
+    [("5", "l2f_prototypes", "protonet"), ("rate", "maml_matched", "l2f")],
+)
+def test_a_run_whose_source_is_not_complete_is_said_to_be_missing(
+    tmp_path, monkeypatch, capsys, table, name, source
+):
+    (cell,) = chosen_cells(table, "icons", name)
+    runs = members(cell, tmp_path, 2)
+    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
+    assert cells.train_missing(runs, cell.matched)
+    assert not list(tmp_path.iterdir())  # nor is a lock
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{name}/seed_0 is not trained: " in first
+    assert f"{source}/seed_0 is not a run directory" in first
+    assert f"{source}/seed_1 is not a run directory" in second
+    assert cells.judge(runs, cell.matched) is None
+
+    # The second seed's has a record, but diverged before its first checkpoint.
+    complete(tmp_path / source / "seed_1", cell.config)
+    shutil.rmtree(tmp_path / source / "seed_1" / "checkpoints")
+    assert cells.train_missing(runs, cell.matched)
+    _, second = capsys.readouterr().err.splitlines()
+    assert "seed_1 is unfinished: its last checkpoint is of step 0 of " in second
+
+
+def test_a_run_of_other_rates_is_no_matched_cell(tmp_path):
     (cell,) = chosen_cells("rate", "icons", "maml_matched")
     ((run, config),) = members(cell, tmp_path, 1).items()
-    monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="l2f/seed_0 is not a run directory"):
-        cells.train_missing({run: config}, cell.matched)
-    assert cells.judge({run: config}, cell.matched) is None
+    record = resolved(config)
+    run.mkdir(parents=True)
+    for rates in ({}, {"rates": {}}):
+        del record["learner"]["rates"]
+        record["learner"] |= rates
+        (run / "run.json").write_text(json.dumps({"config": record}))
+        for use in (cells.train_missing, cells.judge):
+            with pytest.raises(ValueError, match="holds a run with learner.rates"):
+                use({run: config}, cell.matched)
+        record["learner"].setdefault("rates")
 
 
 def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
