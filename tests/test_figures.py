@@ -8,9 +8,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from configs.regression import sinusoid
 from configs.rl import half_cheetah
 from experiments import cells, figures, panels
-from experiments.identity import resolved
 from experiments.train import claim, train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import build
@@ -60,14 +60,11 @@ def command(monkeypatch):
 def config_of(run, **changes):
     """Change keys of a run's record, given as section_key."""
     path = run / "run.json"
-    record = (
-        json.loads(path.read_text()) if path.exists() else {"config": {}, "data": {}}
-    )
+    record = json.loads(path.read_text())
     for key, value in changes.items():
         section, _, last = key.partition("_")
         part = record["config"][section] if last else record["config"]
         part[last or section] = value
-    run.mkdir(exist_ok=True)
     path.write_text(json.dumps(record))
 
 
@@ -204,14 +201,20 @@ def test_gammas_of_maml_are_refused(runs, command, capsys):
 def test_foreign_folders_are_refused(tmp_path, command, capsys):
     message = refusal(command, capsys, "--figure=2", tmp_path)
     assert "it has no run.json" in message
-    for text in ("{}", "[]", "no JSON"):
+    flaws = {
+        "no JSON": "it is no JSON",
+        "[]": "it is of type list, not dict",
+        "{}": "`protocol` is of type NoneType, not str",
+        '{"protocol": "", "config": {"problem": "classification"}}': "`config.seed` is",
+    }
+    for text, flaw in flaws.items():
         (tmp_path / "run.json").write_text(text)
         message = refusal(command, capsys, "--figure=2", tmp_path)
-        assert "run.json is not the record of a run" in message
+        assert f"run.json is not the record of a run: {flaw}" in message
 
 
 def test_run_of_another_problem_is_refused(tmp_path, command, capsys):
-    config_of(tmp_path, problem="regression")
+    tiny.leave_record(tmp_path, sinusoid.get_config())
     message = refusal(command, capsys, "--figure=3a", tmp_path)
     assert f"{tmp_path} is a run of regression; figure 3a shows runs of clas" in message
 
@@ -238,13 +241,13 @@ def test_other_augmentation_is_no_other_task(runs, tmp_path, command, capsys):
 
 def test_policies_of_different_worlds_are_refused(tmp_path, command, capsys):
     for name, variants in (("a", "maml,direction"), ("b", "maml,velocity")):
-        config_of(tmp_path / name, **resolved(half_cheetah.get_config(variants)))
+        tiny.leave_record(tmp_path / name, half_cheetah.get_config(variants))
     message = refusal(command, capsys, "--figure=5", tmp_path / "a", tmp_path / "b")
     assert "not judged on the same tasks: `env.goal` is 'direction'" in message
 
 
 def test_a_network_without_an_inner_loop_is_refused(tmp_path, command, capsys):
-    config_of(tmp_path, **resolved(tiny.get_config("protonet")))
+    tiny.leave_record(tmp_path, tiny.get_config("protonet"))
     message = refusal(command, capsys, "--figure=2", tmp_path)
     assert "is of a prototypical network, which has no inner loop for" in message
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.regression import sinusoid
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.bank import embedded_icons
@@ -141,8 +142,7 @@ def test_latest_checkpoint_can_be_chosen(run):
 
 
 def test_run_of_another_problem_is_refused(tmp_path):
-    record = {"config": {"problem": "regression"}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    tiny.leave_record(tmp_path, sinusoid.get_config())
     with pytest.raises(ValueError, match="a run of regression"):
         load_predictor(tmp_path)
 

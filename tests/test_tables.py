@@ -15,11 +15,11 @@ import pytest
 from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
 from experiments.cells import Result, members, resize, taken
-from experiments.identity import resolved
 from experiments.recording import read_metrics
 from experiments.tables import chosen_cells, described, markdown
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
+from tests import tiny
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
@@ -263,8 +263,7 @@ def test_a_run_of_another_config_is_no_cell(tmp_path):
     (a,) = chosen_cells("4", "icons", "maml")
     (b,) = chosen_cells("4", "cifar_fs", "maml")
     run = tmp_path / "maml" / "seed_0"
-    run.mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"config": resolved(a.config)}))
+    tiny.leave_record(run, a.config)
     assert cells.judge({run: a.config}) is None  # it has no checkpoint
     with pytest.raises(ValueError, match="holds a run with data.bank = 'icons', not"):
         cells.judge({run: b.config})
@@ -304,8 +303,7 @@ def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
 
 def complete(run, config):
     """Leave behind what says that a run is complete."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "run.json").write_text(json.dumps({"config": resolved(config)}))
+    tiny.leave_record(run, config)
     with Checkpoints(run / "checkpoints") as saved:
         saved.save(config.training.iterations, {"w": np.zeros(1)})
 
@@ -353,16 +351,15 @@ def test_a_run_whose_source_is_not_complete_is_said_to_be_missing(
 def test_a_run_of_other_rates_is_no_matched_cell(tmp_path):
     (cell,) = chosen_cells("rate", "icons", "maml_matched")
     ((run, config),) = members(cell, tmp_path, 1).items()
-    record = resolved(config)
-    run.mkdir(parents=True)
-    for rates in ({}, {"rates": {}}):
-        del record["learner"]["rates"]
-        record["learner"] |= rates
-        (run / "run.json").write_text(json.dumps({"config": record}))
+    record = tiny.leave_record(run, config)
+    for rates in ({}, {"rates": {}}):  # older records have no such key
+        del record["config"]["learner"]["rates"]
+        record["config"]["learner"] |= rates
+        (run / "run.json").write_text(json.dumps(record))
         for use in (cells.train_missing, cells.judge):
             with pytest.raises(ValueError, match="holds a run with learner.rates"):
                 use({run: config}, cell.matched)
-        record["learner"].setdefault("rates")
+        record["config"]["learner"].setdefault("rates")
 
 
 def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Trained runs, read back from their directories."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,78 @@ from l2f_jax.problems.supervised import Method
 CHECKPOINTS = ("best", "latest")
 
 
+# What every run.json holds, as a tree of types, and what is added for a problem.
+RECORD = {
+    "protocol": str,
+    "config": {
+        "problem": str,
+        "seed": int,
+        "model": dict,
+        "learner": dict,
+        "transform": {"name": str},
+        "optimiser": dict,
+        "training": {"iterations": int, "tasks": int, "cpu_devices": int},
+        "evaluation": dict,
+    },
+    "data": dict,
+    "command": list,
+    "versions": dict,
+    "python": str,
+    "device": str,
+    "processes": int,
+}
+ADDED = {
+    "classification": {
+        "config": {"data": {"bank": str, "ways": int, "shots": int, "queries": int}},
+        "data": {
+            "shape": list,
+            "images": int,
+            "classes": dict,
+            "provenance": {"source": str},
+        },
+    },
+    "regression": {"config": {"data": {"shots": int, "test_queries": int}}},
+    "reinforcement": {
+        "config": {"env": {"name": str}, "sampling": {"trajectories": int}}
+    },
+}
+
+
 def read_record(run: Path) -> dict[str, Any]:
     """Return run.json: the config that a run was trained with, its data and machine.
 
     Raises:
-      ValueError: no such run, or another kind of file.
+      ValueError: no such run, or a file that lacks something of `RECORD` or `ADDED`.
     """
     path = run / "run.json"
     if not path.is_file():
         raise ValueError(f"{run} is not a run directory: it has no run.json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        known = "problem" in record["config"]
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"{path} is not the record of a run")
+    except ValueError:
+        raise ValueError(f"{path} is not the record of a run: it is no JSON") from None
+    if flaw := next(_flaws(record), ""):
+        raise ValueError(f"{path} is not the record of a run: {flaw}")
     return record
+
+
+def _flaws(record: Any) -> Iterator[str]:
+    """Yield what keeps a file's content from being a record; the first is meant."""
+    yield from _mistyped(record, RECORD)
+    problem = record["config"]["problem"]
+    if problem not in ADDED:
+        yield f"`config.problem` ({problem!r}) must be one of {', '.join(ADDED)}"
+    yield from _mistyped(record, ADDED[problem])
+
+
+def _mistyped(found: Any, expected: Any, key: str = "") -> Iterator[str]:
+    kind = expected if isinstance(expected, type) else dict
+    if not isinstance(found, kind):
+        name = f"`{key}`" if key else "it"
+        yield f"{name} is of type {type(found).__name__}, not {kind.__name__}"
+    elif kind is not expected:
+        for name, part in expected.items():
+            yield from _mistyped(found.get(name), part, f"{key}.{name}".lstrip("."))
 
 
 def read_classification(run: Path) -> dict[str, Any]:
