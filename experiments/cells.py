@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,11 +156,12 @@ class Result(NamedTuple):
     """A trained cell's scores on the test tasks: name -> [seeds, tasks, points].
 
     "last" is of the last checkpoints, "ensemble" of the best by validation.
+    points: numbers of inner steps and, where all runs have it, `scores.START`.
     steps: inner steps trained with.  iterations: of every run.
     """
 
     scores: dict[str, np.ndarray]
-    points: tuple[int, ...]
+    points: tuple[int | str, ...]
     score: Score
     steps: int
     iterations: int
@@ -184,11 +185,17 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
     for run, config in runs.items():
         with taken(run, wait=True):  # what another process computes is read then
             found.append(judged(run, tasks=config.evaluation.test_tasks))
-    scores = {"last": np.concatenate([e.scores["last"] for e in found])}
-    names = [e.ensemble for e in found]
-    if all(names):
-        parts = [e.scores[name] for e, name in zip(found, names, strict=True)]
-        scores["ensemble"] = np.concatenate(parts)
+    stages = [p for p in found[0].stages if all(p in e.stages for e in found)]
+
+    def gathered(names: Sequence[str]) -> np.ndarray:
+        runs = zip(found, names, strict=True)
+        columns = [[e.at(name, stage) for stage in stages] for e, name in runs]
+        return np.concatenate([np.stack(each, -1) for each in columns])
+
+    scores = {"last": gathered(["last"] * len(found))}
+    ensembles = [e.ensemble for e in found if e.ensemble]
+    if len(ensembles) == len(found):
+        scores["ensemble"] = gathered(ensembles)
     iterations = max(e.checkpoints["last"][0] for e in found)
     e = found[0]
-    return Result(scores, e.points, e.score, e.steps, iterations, e.protocol)
+    return Result(scores, tuple(stages), e.score, e.steps, iterations, e.protocol)

@@ -2,7 +2,8 @@
 
     python experiments/evaluate.py runs/icons/maml runs/icons/l2f
 
-For each run: its score after 0 .. S inner steps, of the last checkpoint, of the best by
+For each run: its score after 0 .. S inner steps (of an attenuated policy also before
+any), of the last checkpoint, of the best by
 validation, and of the ensemble of the best (mean logits; the official code's protocol),
 each as mean and 95 % interval over tasks. Several runs are compared task by task with
 the first. Everything is also written to evaluation_<split>.json in each run.
@@ -41,7 +42,9 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
     first, *others = evaluations
     for other in others:
 
-        def gap(name: str, point: int, other: Evaluation = other) -> Interval | None:
+        def gap(
+            name: str, point: int | str, other: Evaluation = other
+        ) -> Interval | None:
             return other.gap(first, name, point)
 
         heading = f"{other.run} - {first.run}, paired over the same tasks"
@@ -51,7 +54,7 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
 def _show(
     e: Evaluation,
     heading: str,
-    value: Callable[[str, int], Interval | None],
+    value: Callable[[str, int | str], Interval | None],
     console: Console,
 ) -> None:
     """Print a table of (checkpoint, inner steps) -> value, of training in bold."""
@@ -60,7 +63,7 @@ def _show(
     for name, steps in e.checkpoints.items():
         at = ", ".join(map(str, steps))
         table.add_column(f"{name} (step {at})", justify="right")
-    for point in e.points:
+    for point in e.stages:
         found = [value(name, point) for name in e.checkpoints]
         texts = ["" if x is None else e.score.text(x) for x in found]
         style = "bold" if point == e.steps else None

@@ -20,6 +20,7 @@ from experiments.evaluate import set_up
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
 from experiments.runs import Run, gammas, is_attenuated, last_state, open_runs
+from experiments.scores import START
 from l2f_jax.evaluation import Interval
 
 EPISODES = 2  # that are drawn
@@ -63,7 +64,9 @@ def scores(runs: Sequence[Run], split: str) -> Iterator[Block]:
             rows.append(row[: len(head)])
     yield Table(head, rows, names=2)
     yield Text("The last checkpoints, after each number of inner steps:")
-    points = sorted({point for run in runs for point in run.evaluation.points})
+    known = {point for run in runs for point in run.evaluation.stages}
+    # What precedes the first update is neither theta nor adapted.
+    points = sorted(known, key=lambda point: 0.5 if point == START else point)
     rows = [[run.name, *_by_point(run, points)] for run in runs]
     yield Table(["run", *map(str, points)], rows)
 
@@ -78,10 +81,10 @@ def _gap(run: Run, first: Run, checkpoint: str) -> str:
     return "" if run is first or gap is None else _number(run, gap)
 
 
-def _by_point(run: Run, points: Sequence[int]) -> Iterator[str]:
+def _by_point(run: Run, points: Sequence[int | str]) -> Iterator[str]:
     e = run.evaluation
     for point in points:
-        yield _number(run, e.interval(point=point)) if point in e.points else ""
+        yield _number(run, e.interval(point=point)) if point in e.stages else ""
 
 
 def curves(runs: Sequence[Run], split: str) -> Block:

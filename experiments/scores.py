@@ -13,6 +13,8 @@ from l2f_jax.evaluation import Interval, Predictions, ensemble, interval, paired
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, Score, build
 
+START = "start"  # the transformed policy before any update, as a point of adaptation
+
 
 class Evaluation(NamedTuple):
     """Scores of a run, for each way of choosing checkpoints.
@@ -20,6 +22,8 @@ class Evaluation(NamedTuple):
     points: after how many inner steps.  steps: those of training, one of the points.
     scores: name -> [seeds, tasks, points].  checkpoints: name -> their iterations.
     made: what the scores were computed with, see `recording.environment`.
+    others: "<name>/<score>" -> [seeds, tasks, points] of the experiment's other scores;
+      empty where an older program has judged.
     """
 
     run: Path
@@ -31,6 +35,7 @@ class Evaluation(NamedTuple):
     scores: dict[str, np.ndarray]
     checkpoints: dict[str, list[int]]
     made: dict[str, Any]
+    others: dict[str, np.ndarray]
 
     @property
     def tasks(self) -> int:
@@ -41,15 +46,26 @@ class Evaluation(NamedTuple):
         """The name of the ensemble's scores, if there is one."""
         return next((name for name in self.scores if "ensemble" in name), None)
 
-    def by_task(self, name: str = "last", point: int | None = None) -> np.ndarray:
-        """Return each task's score after `point` inner steps, or those of training.
+    @property
+    def stages(self) -> list[int | str]:
+        """The points and, where its return is known, `START` in its place."""
+        after = [point for point in self.points if point > 0]
+        before = [0] * (0 in self.points)
+        known = f"last/return_{START}" in self.others
+        return [*before, *[START] * known, *after]
 
-        Of several seeds, it is their mean: [tasks].
-        """
+    def at(self, name: str = "last", point: int | str | None = None) -> np.ndarray:
+        """Return the scores at one of `stages`, or of training: [seeds, tasks]."""
+        if point == START:
+            return self.others[f"{name}/return_{START}"][:, :, 0]
         column = self.points.index(self.steps if point is None else point)
-        return self.scores[name][:, :, column].mean(0)
+        return self.scores[name][:, :, column]
 
-    def interval(self, name: str = "last", point: int | None = None) -> Interval:
+    def by_task(self, name: str = "last", point: int | str | None = None) -> np.ndarray:
+        """Return each task's score, see `at`; of several seeds, their mean: [tasks]."""
+        return self.at(name, point).mean(0)
+
+    def interval(self, name: str = "last", point: int | str | None = None) -> Interval:
         """Return the mean over tasks, see `by_task`."""
         return interval(self.by_task(name, point))
 
@@ -58,13 +74,13 @@ class Evaluation(NamedTuple):
         return [self.interval(name, point) for point in self.points]
 
     def gap(
-        self, other: "Evaluation", name: str = "last", point: int | None = None
+        self, other: "Evaluation", name: str = "last", point: int | str | None = None
     ) -> Interval | None:
         """Return this less the other, task by task; None where one has no such score.
 
         Without a `point`, each is taken after its own steps of training.
         """
-        known = (name in e.scores and point in (None, *e.points) for e in (self, other))
+        known = (name in e.scores and point in (None, *e.stages) for e in (self, other))
         if not all(known) or self.tasks != other.tasks:
             return None
         return paired(self.by_task(name, point), other.by_task(name, point))
@@ -86,8 +102,10 @@ def evaluate(
     experiment, seed = _built(run, bank)
     tasks = tasks or experiment.evaluation.test_tasks
     predictions, steps = _predictions(run, experiment, seed, split, tasks)
-    found = {name: _scores(experiment, p) for name, p in predictions.items()}
-    evaluation = _evaluation(run, split, experiment, found, steps, environment())
+    arrays = {}
+    for name, found in predictions.items():
+        arrays |= _scores(name, experiment, found)
+    evaluation = _evaluation(run, split, experiment, arrays, steps, environment())
     record(evaluation)
     return evaluation
 
@@ -101,14 +119,14 @@ def judged(
     """
     found = _recorded(run, split)
     if found is not None:
-        content, scores = found
-        number = scores["last"].shape[1]
+        content, arrays = found
+        number = arrays["last"].shape[1]
         newest = content["results"]["last"]["steps"] == [newest_step(run)]
         if newest and tasks in (None, number):
             experiment, _ = _built(run, bank)
             steps = {name: r["steps"] for name, r in content["results"].items()}
             made = {key: content[key] for key in environment()}
-            return _evaluation(run, split, experiment, scores, steps, made)
+            return _evaluation(run, split, experiment, arrays, steps, made)
     return evaluate(run, split, tasks, bank)
 
 
@@ -124,17 +142,22 @@ def newest_state(run: Path, experiment: Experiment, seed: int) -> TrainState | N
 def record(evaluation: Evaluation) -> None:
     """Write evaluation_<split>.json, and every score to evaluation_<split>.npz.
 
-    In the former, `after` has the intervals after each of `inner_steps`, and `tasks`
-    each task's score after the steps of training.
+    In the former, `after` has the intervals after each of `inner_steps`, `tasks` each
+    task's score after the steps of training, and `others` the means of other scores.
     """
     path = evaluation.run / f"evaluation_{evaluation.split}.npz"
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **evaluation.scores)
+        np.savez_compressed(file, **evaluation.scores, **evaluation.others)
     results = {
         name: {
             "steps": steps,
             "after": [value._asdict() for value in evaluation.curve(name)],
             "tasks": evaluation.by_task(name).round(6).tolist(),
+            "others": {
+                key.removeprefix(f"{name}/"): array.mean((0, 1)).tolist()
+                for key, array in evaluation.others.items()
+                if key.startswith(f"{name}/")
+            },
         }
         for name, steps in evaluation.checkpoints.items()
     }
@@ -164,7 +187,7 @@ def _evaluation(
     run: Path,
     split: str,
     experiment: Experiment,
-    scores: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
     steps: dict[str, list[int]],
     made: dict[str, Any],
 ) -> Evaluation:
@@ -175,16 +198,26 @@ def _evaluation(
         points=experiment.points,
         steps=experiment.steps,
         protocol=experiment.protocol,
-        scores=scores,
+        scores={name: arrays[name] for name in steps},
         checkpoints=steps,
         made=made,
+        others={name: x for name, x in arrays.items() if name not in steps},
     )
 
 
-def _scores(experiment: Experiment, predictions: Predictions) -> np.ndarray:
-    """Return the score of every seed, task and point: [seeds, tasks, points]."""
-    scores = experiment.scores(predictions)[experiment.score.name]
-    return scores.reshape(experiment.seeds, -1, scores.shape[-1])
+def _scores(
+    name: str, experiment: Experiment, predictions: Predictions
+) -> dict[str, np.ndarray]:
+    """Return what `record` writes of checkpoints: of each score [seeds, tasks, points].
+
+    That by which they are judged has their name alone.
+    """
+    found = {
+        key: array.reshape(experiment.seeds, -1, array.shape[-1])
+        for key, array in experiment.scores(predictions).items()
+    }
+    judged = found.pop(experiment.score.name)
+    return {name: judged} | {f"{name}/{key}": array for key, array in found.items()}
 
 
 def _predictions(
@@ -226,11 +259,11 @@ def _recorded(run: Path, split: str) -> tuple[dict, dict[str, np.ndarray]] | Non
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz")) as file:
-            scores = {name: file[name] for name in content["results"]}
+            arrays = dict(file)
         for name, found in content["results"].items():
             means = [entry["mean"] for entry in found["after"]]
-            if not np.allclose(scores[name].mean((0, 1)), means, equal_nan=True):
+            if not np.allclose(arrays[name].mean((0, 1)), means, equal_nan=True):
                 return None
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not what evaluate.py writes") from error
-    return content, scores
+    return content, arrays

@@ -34,6 +34,8 @@ NOTHING = Score("score", np.mean)  # of a table whose cells are all missing
 def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
     """Return what is known of a cell after each number of inner steps.
 
+    Of attenuated policies also before any, as "start".
+
     last, ensemble: of these checkpoints,
       mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
       median: over tasks and seeds.  above_100: the share of tasks and seeds with a
@@ -108,7 +110,8 @@ def _texts(
         mean, half = part["difference"]
         return f"{text(mean)} ± {text(half)} from {cell.against}"
 
-    last, paper = row["last"], cell.paper.get(int(point))
+    last = row["last"]
+    paper = {str(steps): value for steps, value in cell.paper.items()}.get(point)
     least, most = (text(f(last["seeds"])) for f in (np.min, np.max))
     ensemble = row.get("ensemble")
     return {

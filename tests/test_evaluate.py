@@ -12,7 +12,7 @@ from configs.rl import navigation
 from experiments import evaluate as program
 from experiments.compare import variants
 from experiments.evaluate import show
-from experiments.scores import Evaluation, evaluate, judged
+from experiments.scores import START, Evaluation, evaluate, judged
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
@@ -68,11 +68,34 @@ def test_the_record_holds_intervals_and_every_task(run):
     assert written["inner_steps"] == list(found.points)
 
 
+def test_other_scores_are_kept_and_may_be_absent(run):
+    found = evaluate(run, "val", tasks=6)
+    written = json.loads((run / "evaluation_val.json").read_text())
+    loss = found.others["last/loss"]
+    assert loss.shape == found.scores["last"].shape
+    means = written["results"]["last"]["others"]["loss"]
+    np.testing.assert_allclose(means, loss.mean((0, 1)))
+    np.testing.assert_array_equal(judged(run, "val").others["last/loss"], loss)
+    np.savez(run / "evaluation_val.npz", **found.scores)  # as before there were others
+    old = judged(run, "val")
+    assert old.others == {} and old.stages == list(found.points) == found.stages
+
+
+def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
+    start = np.array([[[7.0, 7.0], [8.0, 8.0]]])
+    a = evaluation("a", [[0.0, 2.0], [1.0, 3.0]], points=(0, 1))
+    b = a._replace(others={"last/return_start": start})
+    assert a.stages == [0, 1] and b.stages == [0, START, 1]
+    np.testing.assert_array_equal(b.by_task(point=START), [7, 8])
+    assert b.gap(a, point=START) is None and b.gap(b, point=START).mean == 0
+
+
 def test_what_is_recorded_is_not_computed_again(run, monkeypatch):
     found = evaluate(run, "val", tasks=6)
     monkeypatch.setattr("experiments.scores.evaluate", lambda *_: pytest.fail("again"))
     for again in (judged(run, "val"), judged(run, "val", tasks=6)):
-        assert again._replace(scores={}) == found._replace(scores={}, score=again.score)
+        arrays = {"scores": {}, "others": {}}
+        assert again._replace(**arrays) == found._replace(**arrays, score=again.score)
         for name, scores in found.scores.items():
             np.testing.assert_array_equal(again.scores[name], scores)
     with pytest.raises(pytest.fail.Exception, match="again"):
@@ -84,7 +107,7 @@ def evaluation(name, *seeds, points=(1,), steps=1):
     scores = {"last": np.array(seeds)}
     score = Score("accuracy", np.mean, True)
     facts = Path(name), "test", score, points, steps, "one by one"
-    return Evaluation(*facts, scores, {"last": [7]}, {})
+    return Evaluation(*facts, scores, {"last": [7]}, {}, {})
 
 
 def test_differences_are_from_the_first_after_each_number_of_steps():

@@ -16,6 +16,7 @@ from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
 from experiments.cells import Result, members, resize, taken
 from experiments.recording import read_metrics
+from experiments.scores import START
 from experiments.tables import chosen_cells, described, markdown
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
@@ -92,6 +93,16 @@ def test_shares_are_in_percent_after_the_trained_steps():
     assert shown["seeds"] == "62.50 .. 82.50" and shown["paper"] == "69.38"
     assert shown["ensemble"].startswith("87.50 ± ")
     assert shown["difference"] == shown["its difference"] == "12.50 ± 0.00 from a"
+
+
+def test_the_start_of_a_policy_is_a_row():
+    a = result(2, 4, score=Score("return", np.mean))
+    a = a._replace(scores={"last": np.repeat(a.scores["last"], 2, 2)})
+    b = cell("b", "a", {1: 5.0})
+    results = {"a": a._replace(points=(0, 1)), "b": a._replace(points=(START, 1))}
+    _, _, start, after = rows(markdown([b], {"b": described(results, b)}, a.score))
+    assert start[:2] == ["b", "start"] and start[4:] == ["", ""]  # the other has none
+    assert after[4] == "0.000 ± 0.000 from a" and after[5] == "5.000"
 
 
 def test_the_heading_says_what_the_numbers_are_of():
