@@ -25,7 +25,7 @@ from configs.tables import TABLES, Cell
 from experiments import launch
 from experiments.cells import Result, judge, members, resize, train_missing
 from experiments.recording import environment, write_json, write_text
-from l2f_jax.evaluation import interval, paired
+from l2f_jax.evaluation import interval, paired, quartiles
 from l2f_jax.problems import Score
 
 NOTHING = Score("score", np.mean)  # of a table whose cells are all missing
@@ -38,8 +38,9 @@ def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
 
     last, ensemble: of these checkpoints,
       mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
-      median: over tasks and seeds.  above_100: the share of tasks and seeds with a
-      score above 100 or no number.  difference: from the other cell, on the same tasks.
+      median, diverged: of errors, over tasks and seeds; the latter a share.
+      difference: (mean, half) from the other cell, on the same tasks.
+      differences: that of each seed, where there are several in both.
     """
     result, other = results[cell.name], results.get(cell.against)
     if result is None:
@@ -49,25 +50,38 @@ def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
     for i, point in enumerate(result.points):
         rows["after"][str(point)] = row = {}
         for name, scores in result.scores.items():
-            row[name] = _described(scores[:, :, i])
+            row[name] = _described(scores[:, :, i], result.score)
             if other is None or name not in other.scores or point not in other.points:
                 continue
             column = other.scores[name][:, :, other.points.index(point)]
-            gap = paired(scores[:, :, i].mean(0), column.mean(0))
-            row[name]["difference"] = gap.mean, gap.half
+            row[name] |= _differences(scores[:, :, i], column)
     return rows
 
 
-def _described(scores: np.ndarray) -> dict[str, Any]:
+def _described(scores: np.ndarray, score: Score) -> dict[str, Any]:
     with np.errstate(over="ignore", invalid="ignore"):
         mean = interval(scores.mean(0))
-        return {
+        found = {
             "mean": mean.mean,
             "half": mean.half,
             "seeds": scores.mean(1).tolist(),
-            "median": float(np.median(np.nan_to_num(scores, nan=np.inf))),
-            "above_100": float((~(scores <= 100)).mean()),
         }
+    if score.limit is not None:
+        found["median"] = float(quartiles(scores)[1])
+        found["diverged"] = float(score.diverged(scores).mean())
+    return found
+
+
+def _differences(scores: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Subtract another cell's scores from a cell's, [seeds, tasks] both."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: dict[str, Any] = {
+            "difference": paired(scores.mean(0), other.mean(0))[:2]
+        }
+        if len(scores) == len(other) > 1:
+            pairs = zip(scores, other, strict=True)
+            found["differences"] = [paired(a, b)[:2] for a, b in pairs]
+    return found
 
 
 def markdown(
@@ -77,13 +91,14 @@ def markdown(
 
     Shares are in percent, after the trained number of inner steps, of the last
     checkpoint and of the ensemble of the best; others after each number of steps, and
-    errors with what heavy tails ask for.
+    errors with what heavy tails ask for. The difference of each seed shows one that
+    has failed, which a mean may hide.
     """
-    columns = ["steps", "last", "seeds", "difference"]
+    columns = ["steps", "last", "seeds", "difference", "of each seed"]
     if score.percent:
         columns += ["ensemble", "its difference"]
-    if score.name == "mse":
-        columns += ["median", "> 100"]
+    if score.limit is not None:
+        columns += ["median", "diverged"]
     names = ["cell", *columns, "paper"]
     lines = [names, ["---"] * len(names)]
     for cell in cells:
@@ -101,33 +116,40 @@ def markdown(
 def _texts(
     cell: Cell, point: str, row: Mapping[str, Any], score: Score
 ) -> dict[str, str]:
+    """Return a row's text in every column that a table may have."""
+
     def text(value: float) -> str:
         return f"{100 * value:.2f}" if score.percent else number(value)
+
+    def both(mean: float, half: float) -> str:
+        return f"{text(mean)} ± {text(half)}"
 
     def difference(part: Mapping[str, Any]) -> str:
         if "difference" not in part:
             return ""
-        mean, half = part["difference"]
-        return f"{text(mean)} ± {text(half)} from {cell.against}"
+        return f"{both(*part['difference'])} from {cell.against}"
 
     last = row["last"]
     paper = {str(steps): value for steps, value in cell.paper.items()}.get(point)
     least, most = (text(f(last["seeds"])) for f in (np.min, np.max))
-    ensemble = row.get("ensemble")
-    return {
+    texts = {
         "cell": cell.name,
         "steps": point,
-        "last": f"{text(last['mean'])} ± {text(last['half'])}",
+        "last": both(last["mean"], last["half"]),
         "seeds": least if least == most else f"{least} .. {most}",
         "difference": difference(last),
-        "ensemble": (
-            f"{text(ensemble['mean'])} ± {text(ensemble['half'])}" if ensemble else ""
-        ),
-        "its difference": difference(ensemble) if ensemble else "",
-        "median": number(last["median"]),
-        "> 100": f"{100 * last['above_100']:.2f} %",
+        "of each seed": ", ".join(both(*x) for x in last.get("differences", ())),
+        "ensemble": "",
+        "its difference": "",
         "paper": "" if paper is None else text(paper),
     }
+    if ensemble := row.get("ensemble"):
+        texts["ensemble"] = both(ensemble["mean"], ensemble["half"])
+        texts["its difference"] = difference(ensemble)
+    if score.limit is not None:
+        texts["median"] = number(last["median"])
+        texts["diverged"] = f"{100 * last['diverged']:.2f} %"
+    return texts
 
 
 def heading(
@@ -148,9 +170,12 @@ def heading(
     of = (
         "" if seeds == 1 else f" of the mean of {seeds} seeds (least .. most of a seed)"
     )
+    limit = first.score.limit
+    diverged = "" if limit is None else f"A task diverges above {limit:g}. "
     return (
         f"Table {table}{where}: {unit}, mean ± 95 % interval over {tasks} test tasks"
-        f"{of}; {length} iterations; {_protocols(results)}. Paper: {paper}."
+        f"{of}; {length} iterations; {_protocols(results)}. {diverged}"
+        f"Paper: {paper}."
     )
 
 

@@ -157,6 +157,17 @@ def interval(scores: np.ndarray) -> Interval:
     return Interval(float(scores.mean()), float(half), n)
 
 
+def quartiles(errors: np.ndarray) -> np.ndarray:
+    """Return the first quartile, the median and the third of errors of any shape.
+
+    An error that is not finite counts as infinite: larger than all others.
+    """
+    largest = np.finfo(np.float64).max  # infinities have no differences to interpolate
+    bounded = np.where(np.isfinite(errors), errors, largest)
+    found = np.quantile(bounded, (0.25, 0.5, 0.75))
+    return np.where(found < largest / 8, found, np.inf)
+
+
 def paired(a: np.ndarray, b: np.ndarray) -> Interval:
     """Return the interval of a - b, scores [tasks] of two methods on the same tasks."""
     if np.shape(a) != np.shape(b):

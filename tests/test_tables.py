@@ -25,7 +25,7 @@ from tests import tiny
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 
-MSE, SHARE = Score("mse", np.mean), Score("accuracy", np.mean, True)
+MSE, SHARE = Score("mse", np.mean, limit=100), Score("accuracy", np.mean, True)
 
 
 def result(*means, score=MSE, **others):
@@ -52,16 +52,29 @@ def test_a_row_says_what_was_measured():
     found = {cell.name: described(results, cell) for cell in cells}
     last = found["b"]["after"]["1"]["last"]
     assert last["mean"] == 2 and last["seeds"] == [1, 3] and last["median"] == 2
-    assert last["difference"] == (-1, 0)
+    assert last["difference"] == (-1, 0) and last["differences"] == [(-1, 0)] * 2
     head, _, _, shown = rows(markdown(cells, found, MSE))
     shown = dict(zip(head, shown, strict=True))
     assert shown["last"].startswith("2.000 ± ") and shown["paper"] == "0.500"
-    assert shown["difference"] == "-1.000 ± 0.000 from a" and shown["> 100"] == "0.00 %"
+    assert shown["difference"] == "-1.000 ± 0.000 from a"
+    assert shown["of each seed"] == "-1.000 ± 0.000, -1.000 ± 0.000"
+    assert shown["diverged"] == "0.00 %"
+
+
+def test_a_seed_that_fails_does_not_hide_in_a_mean():
+    a, b = result(2, 4), result(0, 6)
+    b.scores["last"][:1], b.scores["last"][1:] = -100, 105
+    results = {"a": a, "b": b, "c": result(2, 4, 6)}
+    last = described(results, cell("b", "a"))["after"]["1"]["last"]
+    assert [mean for mean, _ in last["differences"]] == [-102, 101]
+    assert abs(last["difference"][0]) < 1
+    last = described(results, cell("b", "c"))["after"]["1"]["last"]
+    assert "difference" in last and "differences" not in last
 
 
 def test_a_missing_cell_is_missing_and_no_number():
     found = {"a": described({"a": None}, cell("a"))}
-    assert rows(markdown([cell("a")], found, MSE))[-1] == ["a", "", "missing"] + 5 * [
+    assert rows(markdown([cell("a")], found, MSE))[-1] == ["a", "", "missing"] + 6 * [
         ""
     ]
 
@@ -71,13 +84,13 @@ def test_a_task_that_diverges_shows():
     bad.scores["last"][0, 0, 0] = np.nan
     last = described({"a": bad}, cell("a"))["after"]["1"]["last"]
     assert (
-        np.isnan(last["mean"]) and last["above_100"] == 1 / 6 and last["median"] == 3.5
+        np.isnan(last["mean"]) and last["diverged"] == 1 / 6 and last["median"] == 3.5
     )
 
 
 def test_returns_above_100_are_no_divergence():
     found = {"a": described({"a": result(200, 300)}, cell("a"))}
-    assert "> 100" not in markdown([cell("a")], found, Score("return", np.mean))
+    assert "diverged" not in markdown([cell("a")], found, Score("return", np.mean))
 
 
 def test_shares_are_in_percent_after_the_trained_steps():
@@ -101,8 +114,8 @@ def test_the_start_of_a_policy_is_a_row():
     b = cell("b", "a", {1: 5.0})
     results = {"a": a._replace(points=(0, 1)), "b": a._replace(points=(START, 1))}
     _, _, start, after = rows(markdown([b], {"b": described(results, b)}, a.score))
-    assert start[:2] == ["b", "start"] and start[4:] == ["", ""]  # the other has none
-    assert after[4] == "0.000 ± 0.000 from a" and after[5] == "5.000"
+    assert start[:2] == ["b", "start"] and start[4:] == [""] * 3  # the other has none
+    assert after[4] == "0.000 ± 0.000 from a" and after[6] == "5.000"
 
 
 def test_the_heading_says_what_the_numbers_are_of():
@@ -110,8 +123,8 @@ def test_the_heading_says_what_the_numbers_are_of():
     text = tables.heading("4", "icons", found, "of theirs")
     assert text == (
         "Table 4 on icons: mse, mean ± 95 % interval over 3 test tasks of the mean of "
-        "2 seeds (least .. most of a seed); 7 to 9 iterations; one by one. Paper: of "
-        "theirs."
+        "2 seeds (least .. most of a seed); 7 to 9 iterations; one by one. A "
+        "task diverges above 100. Paper: of theirs."
     )
 
 

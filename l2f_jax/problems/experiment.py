@@ -17,17 +17,25 @@ class Score(NamedTuple):
     name: its key in what `Experiment.scores` returns.
     rank: task scores [tasks] -> what the best checkpoints have most of.
     percent: whether it is a share, to be printed in percent.
+    limit: of an error, above which (or with no number) a task has diverged. A few such
+      tasks decide a mean, so that errors are shown with their median.
     """
 
     name: str
     rank: Callable[[np.ndarray], float]
     percent: bool = False
+    limit: float | None = None
+
+    def diverged(self, errors: np.ndarray) -> np.ndarray:
+        """Return for each error whether it is above the limit or no number."""
+        return ~(errors <= self.limit)
 
     def text(self, value: Interval) -> str:
         """Write a mean and its interval, such as "63.20 +- 0.95" for a share."""
         if self.percent:
             return f"{100 * value.mean:.2f} +- {100 * value.half:.2f}"
-        return f"{value.mean:.4f} +- {value.half:.4f}"
+        digits = ".4f" if abs(value.mean) < 1e4 else ".1e"
+        return f"{value.mean:{digits}} +- {value.half:{digits}}"
 
 
 class Experiment(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.data.sinusoid import WaveSpec, check_spec, sample_episode
-from l2f_jax.evaluation import Predictions
+from l2f_jax.evaluation import Predictions, quartiles
 from l2f_jax.losses import squared_error
 from l2f_jax.models.mlp import mlp
 from l2f_jax.problems import supervised
@@ -19,7 +19,14 @@ from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Section
 from l2f_jax.types import Array, Episode
 
-DIVERGED = 100.0  # a mean squared error; predicting 0 always has at most A^2 = 25
+
+def _rank(errors: np.ndarray) -> float:
+    """Rank by the median, which a few diverged tasks do not move."""
+    return -float(quartiles(errors)[1])
+
+
+# A mean squared error. Predicting 0 always has at most A^2 = 25.
+ERROR = Score("mse", rank=_rank, limit=100.0)
 
 
 def regression(
@@ -51,7 +58,7 @@ def regression(
     return Experiment(
         **runs._asdict(),
         scores=_scores,
-        score=Score("mse", rank=_rank),
+        score=ERROR,
         schedule=built.schedule,
         evaluation=call(Evaluation, rest, "evaluation"),
         steps=built.steps,
@@ -120,9 +127,4 @@ def _scores(predictions: Predictions) -> dict[str, np.ndarray]:
     targets = np.asarray(predictions.targets, np.float64)[:, None]
     with np.errstate(over="ignore", invalid="ignore"):
         error = ((predictions.outputs - targets) ** 2).mean((-2, -1))
-    return {"mse": error, "diverged": ~(error <= DIVERGED) * 1.0}
-
-
-def _rank(errors: np.ndarray) -> float:
-    """Rank by the median, which a few diverged tasks do not move; see `DIVERGED`."""
-    return -float(np.median(np.where(np.isfinite(errors), errors, np.inf)))
+    return {ERROR.name: error, "diverged": ERROR.diverged(error) * 1.0}
