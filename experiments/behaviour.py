@@ -1,6 +1,7 @@
-"""How well adapted functions and policies do: numbers and drawings of Figures 4, 5.
+"""How well adapted functions and policies do: numbers of Figures 4 and 5.
 
-Each measure takes a run and a number of tasks and returns what JSON can hold.
+Each measure takes a run and a number of tasks, which none of these needs, and returns
+what JSON can hold.
 """
 
 from typing import Any
@@ -9,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
-from experiments.panels import Run, last
-from experiments.plots import Numbers, over_training
-from experiments.recording import read_metrics
-from l2f_jax.evaluation import interval
+from experiments import curves
+from experiments.plots import Numbers
+from experiments.runs import Run, judge, last_state
 from l2f_jax.inner import constant
 from l2f_jax.types import Episode, MetaParams, Stats
 
@@ -28,9 +27,9 @@ def fits(run: Run, tasks: int) -> dict[str, Any]:
     predictions on `x` before adaptation and after the trained number of steps.
     """
     del tasks
-    experiment, state = run.experiment, last(run)
+    experiment, state = run.experiment, last_state(run)
     learner, steps = experiment.learner, experiment.steps
-    x = jnp.linspace(*run.config.data.train.inputs, 201)
+    x = jnp.linspace(*run.config["data"]["train"]["inputs"], 201)
 
     def fit(meta: MetaParams, stats: Stats, episode: Episode) -> dict[str, Any]:
         adapted = learner.adapt(
@@ -56,39 +55,16 @@ def fits(run: Run, tasks: int) -> dict[str, Any]:
     return {"steps": steps, "x": x.tolist(), "tasks": each}
 
 
-def errors(run: Run, tasks: int) -> dict[str, Any]:
-    """Test the last checkpoint after each number of steps (Figure 4).
-
-    quartiles of the tasks' mean squared errors, all seeds together: [points, 3].
-    """
-    experiment, state = run.experiment, last(run)
-    predictions = experiment.predict(state.meta, state.stats, "test", tasks)
-    scores = np.nan_to_num(experiment.scores(predictions)["mse"], nan=np.inf)
-    quartiles = np.quantile(scores, (0.25, 0.5, 0.75), axis=0).T
-    return {"point": list(experiment.points), "quartiles": quartiles.tolist()}
-
-
 def learning(run: Run, tasks: int) -> dict[str, Any]:
-    """Read the validation returns of a run, after the trained number of updates."""
+    """Read the validation scores of a run (Figure 5)."""
     del tasks
-    records = [r for r in read_metrics(run.path) if "validation/return" in r]
-    return {
-        "step": [r["step"] for r in records],
-        "return": [r["validation/return"] for r in records],
-    }
+    return curves.learning(run.path, run.experiment.score)
 
 
-def returns(run: Run, tasks: int) -> dict[str, Any]:
-    """Test the last checkpoint after each number of updates: [points] mean, half."""
-    experiment, state = run.experiment, last(run)
-    predictions = experiment.predict(state.meta, state.stats, "test", tasks)
-    columns = experiment.scores(predictions)["return"].T
-    found = [interval(column) for column in columns]
-    return {
-        "point": list(experiment.points),
-        "mean": [i.mean for i in found],
-        "half": [i.half for i in found],
-    }
+def adaptation(run: Run, tasks: int) -> dict[str, Any]:
+    """Return the recorded test scores of a run, as a curve (Figures 4 and 5)."""
+    del tasks
+    return curves.adaptation(judge([run])[run.name])
 
 
 def draw_fits(runs: Numbers, axes: plt.Axes) -> None:
@@ -111,31 +87,3 @@ def draw_fits(runs: Numbers, axes: plt.Axes) -> None:
     top = apart * len(n["tasks"]) + 6  # room for the names
     axes.set(xlabel="x", ylabel=f"y, tasks {apart:.0f} apart", ylim=(-6, top))
     axes.legend(frameon=False, fontsize="small", loc="upper center", ncols=2)
-
-
-def draw_errors(runs: Numbers, axes: plt.Axes) -> None:
-    """Draw the median task's error against inner steps, shading the middle half."""
-    for run, n in runs.items():
-        low, middle, high = np.transpose(n["quartiles"])
-        (line,) = axes.plot(n["point"], middle, marker=".", label=run)
-        axes.fill_between(n["point"], low, high, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="inner steps", ylabel="mean squared error", yscale="log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-
-
-def draw_learning(runs: Numbers, axes: plt.Axes) -> None:
-    """Draw the validation return against meta-iterations."""
-    over_training(runs, "return", axes)
-    axes.set(ylabel="validation return after adaptation")
-
-
-def draw_returns(runs: Numbers, axes: plt.Axes) -> None:
-    """Draw the mean return against updates, with 95 % intervals over tasks."""
-    for run, n in runs.items():
-        axes.errorbar(
-            n["point"], n["mean"], n["half"], marker=".", capsize=3, label=run
-        )
-    axes.set(xlabel="updates", ylabel="test return")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)

@@ -17,7 +17,8 @@ from experiments.identity import (
     newest_step,
     read_config,
 )
-from experiments.panels import effective_rates, load
+from experiments.panels import effective_rates
+from experiments.runs import open_runs
 from experiments.scores import judged
 from experiments.train import train
 from l2f_jax.problems import Score
@@ -126,7 +127,8 @@ def _rates(run: Path, config: ConfigDict) -> ConfigDict:
 
 def _matching(run: Path) -> ConfigDict:
     """Return the inner rate of each convolution that a run's gammas amount to."""
-    found = effective_rates(load(run, read_config(run)), MATCHING_TASKS, "val")
+    (source,) = open_runs([run])
+    found = effective_rates(source, MATCHING_TASKS, "val")
     medians = {path: float(np.median(x)) for path, x in found["layers"].items()}
     return ConfigDict(medians)
 

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import launch, plots
+from experiments import curves, launch
 from experiments.evaluate import show
 from experiments.scores import judged
 from experiments.train import check_split, train
@@ -49,7 +49,7 @@ def main() -> None:
     evaluations = [judged(runs[name]) for name in ("maml", "l2f")]
     show(evaluations, Console())
     figure = folder / "comparison.png"
-    plots.comparison(evaluations, figure)
+    curves.comparison(evaluations, figure)
     print(f"\nfigure: {figure}; checkpoints: {', '.join(map(str, runs.values()))}")
 
 

@@ -20,7 +20,6 @@ from rich.table import Table
 from experiments import launch
 from experiments.identity import check_comparable, read_config
 from experiments.scores import Evaluation, evaluate
-from l2f_jax.evaluation import Interval
 from l2f_jax.problems.saved import read_record
 
 
@@ -38,14 +37,15 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
             f"{e.run}: {e.split} {e.score.name}{percent}, mean +- 95 % interval over "
             f"{e.tasks} tasks; {e.protocol}"
         )
-        _show(e, heading, e.interval, console)
+        if e.score.limit is not None:
+            heading += f"; a task diverges above {e.score.limit:g}"
+        _show(e, heading, e.text, console)
     first, *others = evaluations
     for other in others:
 
-        def gap(
-            name: str, point: int | str, other: Evaluation = other
-        ) -> Interval | None:
-            return other.gap(first, name, point)
+        def gap(name: str, point: int | str, other: Evaluation = other) -> str:
+            found = other.gap(first, name, point)
+            return "" if found is None else other.score.text(found)
 
         heading = f"{other.run} - {first.run}, paired over the same tasks"
         _show(other, heading, gap, console)
@@ -54,18 +54,17 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
 def _show(
     e: Evaluation,
     heading: str,
-    value: Callable[[str, int | str], Interval | None],
+    text: Callable[[str, int | str], str],
     console: Console,
 ) -> None:
-    """Print a table of (checkpoint, inner steps) -> value, of training in bold."""
+    """Print a table of text(checkpoint, inner steps), that of training in bold."""
     console.print(f"\n{heading}:", soft_wrap=True)
     table = Table("inner steps")
     for name, steps in e.checkpoints.items():
         at = ", ".join(map(str, steps))
         table.add_column(f"{name} (step {at})", justify="right")
     for point in e.stages:
-        found = [value(name, point) for name in e.checkpoints]
-        texts = ["" if x is None else e.score.text(x) for x in found]
+        texts = [text(name, point) for name in e.checkpoints]
         style = "bold" if point == e.steps else None
         table.add_row(str(point), *texts, style=style)
     console.print(table)

@@ -9,20 +9,22 @@ picture, as JSON. Figures 2 and 3 are of classification, 4 of regression (the pa
 paper's panels, as the runs' environment is). 6 is not in the paper: what gamma does
 behind a batch normalisation, and what it is generated from. Panels over training take
 the start and every checkpoint that is there: train with --config.training.keep_every=1
-for one of each epoch.
+for one of each epoch. Panels 4b and 5b are of the scores that evaluate.py wrote; where
+it has not judged the newest checkpoint, this does.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from experiments import behaviour, launch, motion, panels, plots
+from experiments import behaviour, curves, launch, motion, panels, plots
 from experiments.evaluate import set_up
-from experiments.identity import check_comparable, short_names
 from experiments.recording import environment, write_json
+from experiments.runs import Run, open_runs
+from l2f_jax.problems.regression import ERROR
+from l2f_jax.problems.reinforcement import RETURN
 from l2f_jax.problems.saved import read_record
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -39,7 +41,7 @@ class Panel(NamedTuple):
 
     title: str
     problem: str
-    measure: Callable[[panels.Run, int], dict[str, Any]]
+    measure: Callable[[Run, int], dict[str, Any]]
     draw: Callable[[dict[str, Any], Any], None]
     gammas: bool = False
 
@@ -53,9 +55,24 @@ FIGURES = {
     "3c": Panel("conflict by task", IMAGES, panels.conflicts, plots.task_conflicts),
     "3d": Panel("γ by task", IMAGES, panels.generated, plots.gammas, gammas=True),
     "4a": Panel("fits", WAVES, behaviour.fits, behaviour.draw_fits),
-    "4b": Panel("error", WAVES, behaviour.errors, behaviour.draw_errors),
-    "5a": Panel("learning", POLICIES, behaviour.learning, behaviour.draw_learning),
-    "5b": Panel("adaptation", POLICIES, behaviour.returns, behaviour.draw_returns),
+    "4b": Panel(
+        "error",
+        WAVES,
+        behaviour.adaptation,
+        partial(curves.draw_adaptation, score=ERROR),
+    ),
+    "5a": Panel(
+        "learning",
+        POLICIES,
+        behaviour.learning,
+        partial(curves.draw_learning, score=RETURN),
+    ),
+    "5b": Panel(
+        "adaptation",
+        POLICIES,
+        behaviour.adaptation,
+        partial(curves.draw_adaptation, score=RETURN),
+    ),
     "5c": Panel("motion", POLICIES, motion.motion, motion.draw_motion),
     "6a": Panel(
         "inner rate", IMAGES, panels.effective_rates, plots.effective_rates, gammas=True
@@ -78,21 +95,21 @@ def chosen_panels(figure: str) -> dict[str, Panel]:
     return chosen
 
 
-def check_runs(chosen: dict[str, Panel], configs: dict[Path, ConfigDict]) -> None:
+def check_runs(chosen: dict[str, Panel], configs: dict[Path, dict[str, Any]]) -> None:
     """Raise ValueError unless every panel can show the runs."""
     for name, panel in chosen.items():
         for run, config in configs.items():
-            if config.problem != panel.problem:
+            if config["problem"] != panel.problem:
                 raise ValueError(
-                    f"{run} is a run of {config.problem}; figure {name} shows runs of "
-                    f"{panel.problem}"
+                    f"{run} is a run of {config['problem']}; figure {name} shows runs "
+                    f"of {panel.problem}"
                 )
-            if config.learner.get("name") == "protonet":
+            if config["learner"].get("name") == "protonet":
                 raise ValueError(
                     f"{run} is of a prototypical network, which has no inner loop for "
                     f"figure {name} to show"
                 )
-        transforms = {config.transform.name for config in configs.values()}
+        transforms = {config["transform"]["name"] for config in configs.values()}
         if panel.gammas and transforms == {"identity"}:
             raise ValueError(
                 f"figure {name} shows gammas, but `transform.name` is 'identity' in "
@@ -101,14 +118,13 @@ def check_runs(chosen: dict[str, Panel], configs: dict[Path, ConfigDict]) -> Non
 
 
 def measured(
-    chosen: dict[str, Panel], runs: Sequence[panels.Run], tasks: int
+    chosen: dict[str, Panel], runs: Sequence[Run], tasks: int
 ) -> dict[str, dict[str, Any]]:
     """Return {name of a run: {name of a measure: numbers}}, each measured once."""
-    names = short_names([run.path for run in runs])
     measures = dict.fromkeys(panel.measure for panel in chosen.values())
     return {
-        name: {measure.__name__: measure(run, tasks) for measure in measures}
-        for name, run in zip(names, runs, strict=True)
+        run.name: {measure.__name__: measure(run, tasks) for measure in measures}
+        for run in runs
     }
 
 
@@ -136,18 +152,15 @@ def main() -> None:
     out = options.out or options.runs[0] / f"figure_{options.figure}.png"
     if options.tasks < 2:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 2")
-    records = {run: read_record(run) for run in options.runs}
-    configs = {run: ConfigDict(found["config"]) for run, found in records.items()}
+    configs = {run: read_record(run)["config"] for run in options.runs}
     if out.suffix not in FORMATS or not out.parent.is_dir():
         raise ValueError(
             f"--out ({out}) must be a file in a folder that exists, named "
             f"*{' or *'.join(FORMATS)}"
         )
     check_runs(chosen, configs)
-    check_comparable(records)
     set_up(options.runs)
-    runs = [panels.load(run, config) for run, config in configs.items()]
-    numbers = measured(chosen, runs, options.tasks)
+    numbers = measured(chosen, open_runs(options.runs), options.tasks)
     content = {"figure": options.figure, "tasks": options.tasks, "runs": numbers}
     write_json(out.with_suffix(".json"), {**content, **environment()})
     draw(chosen, numbers, out)

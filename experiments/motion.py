@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.panels import Run, last
 from experiments.plots import Numbers
+from experiments.runs import Run, last_state
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.envs.physics import body
 from l2f_jax.problems.reinforcement import FIRST_TASK, method
@@ -28,10 +28,10 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
     poses of one trajectory after them: a list of its limbs' ends (x, z, x, z) in m.
     """
     del tasks
-    sections = run.config.to_dict()
+    sections = dict(run.config)
     for name in ("problem", "seed", "evaluation"):
         del sections[name]
-    search, state = method(**sections), last(run)
+    search, state = method(**sections), last_state(run)
 
     @jax.jit
     @jax.vmap
@@ -53,13 +53,14 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
 
     keys = episode_keys(0, FIRST_TASK["test"], TASKS)
     goals, before, after = map(np.asarray, follow(keys))
-    if run.config.env.name == "navigation":
+    env = run.config["env"]
+    if env["name"] == "navigation":
         found = [
             {"before": _trimmed(b[..., :2]), "after": _trimmed(a[..., :2])}
             for b, a in zip(before, after, strict=True)
         ]
     else:
-        found = [{"poses": _poses(a[0], run.config.env.variant)} for a in after]
+        found = [{"poses": _poses(a[0], env["variant"])} for a in after]
     return {
         "tasks": [
             {"goal": goal.tolist(), **task}

@@ -3,30 +3,24 @@
 Each measure takes a run and a number of tasks and returns what JSON can hold.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments.identity import check_complete
-from experiments.scores import newest_state
+from experiments.runs import Run, checkpoints, gammas, last_state
 from l2f_jax.analysis import (
     attenuate_tensor,
     conflict,
     embeddings,
-    gammas,
     inner_landscape,
     update_direction,
 )
-from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import interval
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import TrainState
-from l2f_jax.problems import Experiment, build
+from l2f_jax.problems import Experiment
 from l2f_jax.scopes import Scope, scope_of
 from l2f_jax.transforms import is_not_norm
 from l2f_jax.tree import split
@@ -39,43 +33,13 @@ BATCH = (
 )
 
 
-class Run(NamedTuple):
-    """A complete run: its directory, config and experiment."""
-
-    path: Path
-    config: ConfigDict
-    experiment: Experiment
-
-
-def load(path: Path, config: ConfigDict) -> Run:
-    """Build a run from its config; raise ValueError unless it is complete."""
-    check_complete(path)
-    return Run(path, config, build(config))
-
-
-def checkpoints(run: Run) -> Iterator[TrainState]:
-    """Yield the start of a run and all its checkpoints, in order."""
-    start = run.experiment.init(run.config.seed)
-    yield start
-    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
-        for step in saved.steps:
-            yield saved.restore(step, start)[0]
-
-
-def last(run: Run) -> TrainState:
-    """Return the last checkpoint of a run."""
-    state = newest_state(run.path, run.experiment, run.config.seed)
-    assert state is not None  # `load` has seen it
-    return state
-
-
 def landscapes(run: Run, tasks: int) -> dict[str, Any]:
     """Measure the inner loss landscape over training, on training tasks (Figure 2).
 
     loss [nats], difference: [smallest, largest] over the step sizes `rates`;
     smoothness: the effective beta. All are means over inner steps and tasks.
     """
-    experiment, rates = run.experiment, run.config.learner.lr * RATES
+    experiment, rates = run.experiment, run.config["learner"]["lr"] * RATES
     of = inner_landscape(experiment.learner, steps=experiment.steps, rates=rates)
     rows = []
     for state in checkpoints(run):
@@ -131,7 +95,7 @@ def attenuations(run: Run, tasks: int) -> dict[str, Any]:
 
     layers: for each of `gamma`, accuracy on test tasks and the half of its interval.
     """
-    experiment, state = run.experiment, last(run)
+    experiment, state = run.experiment, last_state(run)
 
     def accuracy(meta: MetaParams) -> tuple[float, float]:
         points = (experiment.steps,)
@@ -153,9 +117,7 @@ def generated(run: Run, tasks: int, split: str = "test") -> dict[str, Any]:
     layers: each task's gamma; the mean of them where a tensor has several. Empty where
     nothing is attenuated.
     """
-    experiment, state = run.experiment, last(run)
-    of = gammas(experiment.learner)
-    found = experiment.measure(state.meta, state.stats, split, tasks, of)
+    found = gammas(run, tasks, split)
     means = {path: x.reshape(tasks, -1).mean(1) for path, x in found.items()}
     return {"layers": {path: means[path].tolist() for path in sorted(means)}}
 
@@ -167,7 +129,7 @@ def effective_rates(run: Run, tasks: int, split: str = "test") -> dict[str, Any]
     of gamma * theta at rate alpha are those of theta at rate alpha / gamma^2.
     lr: alpha.  layers: each task's rate; empty where nothing is attenuated.
     """
-    lr = run.config.learner.lr
+    lr = run.config["learner"]["lr"]
     kernels = {
         path: gamma
         for path, gamma in generated(run, tasks, split)["layers"].items()
@@ -179,7 +141,7 @@ def effective_rates(run: Run, tasks: int, split: str = "test") -> dict[str, Any]
 
 def embedded(run: Run, tasks: int) -> dict[str, Any]:
     """Embed test tasks by the last checkpoint: layers: each task's mean gradient."""
-    experiment, state = run.experiment, last(run)
+    experiment, state = run.experiment, last_state(run)
     of = embeddings(experiment.learner)
     found = experiment.measure(state.meta, state.stats, "test", tasks, of)
     return {"layers": {path: x.tolist() for path, x in sorted(found.items())}}

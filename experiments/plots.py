@@ -1,4 +1,4 @@
-"""Figures of runs: learning curves, adaptation, and panels of the paper's figures."""
+"""Figures of runs: their frame, and panels of the paper's figures."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,51 +13,6 @@ import numpy as np
 matplotlib.use("Agg")  # before pyplot: no display needed
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import MaxNLocator
-
-from experiments.recording import read_metrics
-from experiments.scores import Evaluation
-from l2f_jax.problems import Score
-
-
-def learning_curves(runs: Mapping[str, Path], score: Score, axes: plt.Axes) -> None:
-    """Draw validation score against meta-iteration, a line per name and directory."""
-    key, scale = f"validation/{score.name}", 100 if score.percent else 1
-    for name, run in runs.items():
-        records = [r for r in read_metrics(run) if key in r]
-        values = [scale * r[key] for r in records]
-        axes.plot([r["step"] for r in records], values, marker=".", label=name)
-    axes.set(xlabel="meta-iteration", ylabel=f"validation {label(score)}")
-    axes.legend(frameon=False)
-
-
-def adaptation(evaluations: Mapping[str, Evaluation], axes: plt.Axes) -> None:
-    """Draw the last checkpoints' scores against inner steps, with 95 % intervals."""
-    for name, e in evaluations.items():
-        scale, found = 100 if e.score.percent else 1, e.curve()
-        axes.errorbar(
-            e.points,
-            [scale * value.mean for value in found],
-            [scale * value.half for value in found],
-            marker=".",
-            capsize=3,
-            label=name,
-        )
-        axes.set(xlabel="inner steps", ylabel=f"{e.split} {label(e.score)}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def label(score: Score) -> str:
-    """Name a score with its unit."""
-    return f"{score.name} (%)" if score.percent else score.name
-
-
-def comparison(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write one figure with both panels, for the last checkpoint of each run."""
-    runs = {e.run.name: e.run for e in evaluations}
-    with grid(2, path) as (left, right):
-        learning_curves(runs, evaluations[0].score, left)
-        adaptation({e.run.name: e for e in evaluations}, right)
 
 
 @contextmanager

@@ -15,24 +15,29 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import launch, page, panels, plots, samples, setting
+from experiments import curves, launch, page, panels, plots, samples, setting
 from experiments.evaluate import set_up
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
-from experiments.runs import Run, gammas, is_attenuated, last_state, open_runs
-from experiments.scores import START
-from l2f_jax.evaluation import Interval
+from experiments.runs import Run, gammas, is_attenuated, judge, last_state, open_runs
+from experiments.scores import START, Evaluation
 
 EPISODES = 2  # that are drawn
 CONFLICTING = 40  # training tasks whose conflict is measured, whole batches
 
 
-def sections(runs: Sequence[Run], split: str) -> Iterator[Section]:
-    """Yield the parts of a report that apply to these runs."""
+def sections(
+    runs: Sequence[Run], evaluations: Mapping[str, Evaluation], split: str
+) -> Iterator[Section]:
+    """Yield the parts of a report that apply to these runs, judged on a split."""
     yield Section("Runs", [*setting.introduction(runs), *setting.settings(runs)])
-    yield Section(f"{split.capitalize()} scores", list(scores(runs, split)))
-    yield Section("Curves", [curves(runs, split)])
-    found = {run.name: gammas(run, split) for run in runs if is_attenuated(run)}
+    yield Section(f"{split.capitalize()} scores", list(scores(evaluations)))
+    yield Section("Curves", [curves_of(runs, evaluations)])
+    found = {
+        run.name: gammas(run, evaluations[run.name].tasks, split)
+        for run in runs
+        if is_attenuated(run)
+    }
     if found:
         yield Section("Gammas", list(attenuation(found, split)))
     if runs[0].config["problem"] == "classification":
@@ -40,68 +45,75 @@ def sections(runs: Sequence[Run], split: str) -> Iterator[Section]:
         if adapting:
             yield Section("Conflict", list(conflict(adapting)))
         yield Section("Sample episodes", list(episodes(runs, split)))
-    yield Section("Environment", list(setting.surroundings(runs)))
+    yield Section("Environment", list(setting.surroundings(runs, evaluations)))
 
 
-def scores(runs: Sequence[Run], split: str) -> Iterator[Block]:
+def scores(evaluations: Mapping[str, Evaluation]) -> Iterator[Block]:
     """Show each run's scores, and their differences from the first run's."""
-    first, score = runs[0], runs[0].experiment.score
-    yield Text(
-        f"Mean {score.name} over the same {first.evaluation.tasks} {split} tasks and "
-        "its 95 % interval, after the inner steps of training. Best is by validation; "
-        "an ensemble averages the outputs of the best. Differences are taken task by "
-        "task."
+    (name_of_first, first), *others = evaluations.items()
+    score = first.score
+    text = (
+        f"Mean {score.name} over the same {first.tasks} {first.split} tasks and its "
+        "95 % interval, after the inner steps of training. Best is by validation; an "
+        "ensemble averages the outputs of the best. Differences are taken task by task."
     )
-    head = ["run", "checkpoint", "inner steps", plots.label(score)]
-    head += [f"difference from {first.name}"] * (len(runs) > 1)
+    if score.limit is not None:
+        text += f" A task diverges above {score.limit:g}; a few such decide a mean."
+    yield Text(text)
+    head = ["run", "checkpoint", "inner steps", curves.label(score)]
+    head += [f"difference from {name_of_first}"] * bool(others)
     rows = []
-    for run in runs:
-        e = run.evaluation
-        for name, found in e.checkpoints.items():
+    for name, e in evaluations.items():
+        for checkpoint, found in e.checkpoints.items():
             at = ", ".join(map(str, found))
-            row = [run.name, f"{name} (step {at})", str(e.steps)]
-            row += [_number(run, e.interval(name)), _gap(run, first, name)]
+            row = [name, f"{checkpoint} (step {at})", str(e.steps)]
+            row += [_typeset(e.text(checkpoint)), _gap(e, first, checkpoint)]
             rows.append(row[: len(head)])
     yield Table(head, rows, names=2)
     yield Text("The last checkpoints, after each number of inner steps:")
-    known = {point for run in runs for point in run.evaluation.stages}
+    known = {point for e in evaluations.values() for point in e.stages}
     # What precedes the first update is neither theta nor adapted.
     points = sorted(known, key=lambda point: 0.5 if point == START else point)
-    rows = [[run.name, *_by_point(run, points)] for run in runs]
+    rows = [[name, *_by_point(e, points)] for name, e in evaluations.items()]
     yield Table(["run", *map(str, points)], rows)
 
 
-def _number(run: Run, value: Interval) -> str:
-    return run.experiment.score.text(value).replace("+-", "±").replace("-", "−")
+def _typeset(text: str) -> str:
+    return text.replace("+-", "±").replace("-", "−")
 
 
-def _gap(run: Run, first: Run, checkpoint: str) -> str:
+def _gap(e: Evaluation, first: Evaluation, checkpoint: str) -> str:
     """Write the difference from the first run, if there is one."""
-    gap = run.evaluation.gap(first.evaluation, checkpoint)
-    return "" if run is first or gap is None else _number(run, gap)
+    gap = e.gap(first, checkpoint)
+    return "" if e is first or gap is None else _typeset(e.score.text(gap))
 
 
-def _by_point(run: Run, points: Sequence[int | str]) -> Iterator[str]:
-    e = run.evaluation
+def _by_point(e: Evaluation, points: Sequence[int | str]) -> Iterator[str]:
     for point in points:
-        yield _number(run, e.interval(point=point)) if point in e.stages else ""
+        yield _typeset(e.text(point=point)) if point in e.stages else ""
 
 
-def curves(runs: Sequence[Run], split: str) -> Block:
+def curves_of(runs: Sequence[Run], evaluations: Mapping[str, Evaluation]) -> Block:
     """Draw validation during training, and the scores against inner steps."""
-    score = runs[0].experiment.score
+    first = evaluations[runs[0].name]
+    score, split = first.score, first.split
+    learned = {run.name: curves.learning(run.path, score) for run in runs}
+    adapted = {name: curves.adaptation(e) for name, e in evaluations.items()}
     with page.drawing():
         figure = Figure(figsize=(8, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2)
-        plots.learning_curves({run.name: run.path for run in runs}, score, left)
-        plots.adaptation({run.name: run.evaluation for run in runs}, right)
+        curves.draw_learning(learned, left, score=score)
+        curves.draw_adaptation(adapted, right, score=score, split=split)
         plots.plain(left, right)
+        shown = "95 % intervals over tasks"
+        if score.limit is not None:
+            shown = "of tasks the median and the middle half"
         return page.picture(
             "curves",
             figure,
-            f"Left: validation {score.name} during training. Right: {split} "
-            f"{score.name} of the last checkpoints after each inner step, with 95 % "
-            "intervals over tasks.",
+            f"Left: mean validation {score.name} during training. Right: {split} "
+            f"{score.name} of the last checkpoints after each number of inner steps, "
+            f"with {shown}.",
         )
 
 
@@ -206,8 +218,10 @@ def main() -> None:
     if out.suffix != ".html" or not out.parent.is_dir():
         raise ValueError(f"--out ({out}) must be a .html file in a folder that exists")
     set_up(options.runs)
-    runs = open_runs(options.runs, options.split, options.bank)
-    name, parts = setting.title(runs), list(sections(runs, options.split))
+    runs = open_runs(options.runs, options.bank, complete=False)
+    evaluations = judge(runs, options.split, options.bank)
+    name = setting.title(runs)
+    parts = list(sections(runs, evaluations, options.split))
     write_text(out, page.to_html(name, parts))
     write_text(out.with_suffix(".md"), page.to_markdown(name, parts))
     print(f"{out} and {out.with_suffix('.md').name}: {len(runs)} runs")

@@ -1,15 +1,21 @@
-"""Trained runs to be reported side by side: opened, tested and checked to compare."""
+"""Trained runs, opened from their directories, and read side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.identity import check_comparable, newest_step, short_names
-from experiments.scores import Evaluation, judged, newest_state
+from experiments.identity import (
+    check_comparable,
+    check_complete,
+    newest_step,
+    short_names,
+)
+from experiments.scores import Evaluation, judged
 from l2f_jax import analysis
+from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, build
 from l2f_jax.problems.saved import read_record
@@ -20,7 +26,7 @@ class Run(NamedTuple):
 
     name: what tells it from the others.  path: its directory.
     record: run.json.  experiment: what its config describes.
-    step: of the newest checkpoint.  evaluation: its scores.
+    step: of the newest checkpoint.
     """
 
     name: str
@@ -28,7 +34,6 @@ class Run(NamedTuple):
     record: dict[str, Any]
     experiment: Experiment
     step: int
-    evaluation: Evaluation
 
     @property
     def config(self) -> dict[str, Any]:
@@ -41,73 +46,90 @@ class Run(NamedTuple):
 
 
 def open_runs(
-    paths: Sequence[Path], split: str = "test", bank: str | None = None
+    paths: Sequence[Path], bank: str | None = None, *, complete: bool = True
 ) -> list[Run]:
-    """Open runs whose scores can stand in one table.
-
-    Scores are those that `evaluate.py` wrote for the newest checkpoint; where it has
-    not, the run is evaluated and the scores recorded in the same way.
+    """Open runs that are judged on the same tasks.
 
     Args:
       paths: run directories.
-      split: "test" or "val".
       bank: the data set's folder, if it has moved since training.
+      complete: whether all must be trained to their end, or just have a checkpoint.
     Raises:
-      ValueError: one sentence, for a directory that is no run or has no checkpoint, and
-        for runs whose tasks differ.
+      ValueError: one sentence, for a directory that is no such run, and for runs whose
+        tasks differ.
     """
     names = short_names(paths)
     records = [read_record(path) for path in paths]
     if bank:
         _move(records, bank)
-    steps = [_newest(path) for path in paths]
     check_comparable(dict(zip(paths, records, strict=True)))
+    for path in paths:
+        if complete:
+            check_complete(path)
+        elif not newest_step(path):
+            raise ValueError(f"{path} has no complete checkpoint yet")
+    steps = [newest_step(path) for path in paths]
     experiments = [build(ConfigDict(found["config"])) for found in records]
-    evaluations = [judged(path, split, bank=bank) for path in paths]
-    parts = names, paths, records, experiments, steps, evaluations
-    runs = [Run(*part) for part in zip(*parts, strict=True)]
-    _check_same_number(runs)
-    return runs
+    parts = zip(names, paths, records, experiments, steps, strict=True)
+    return [Run(*part) for part in parts]
+
+
+def judge(
+    runs: Sequence[Run], split: str = "test", bank: str | None = None
+) -> dict[str, Evaluation]:
+    """Return the scores of the runs by their names, all on the same tasks.
+
+    Those that `evaluate.py` wrote for the newest checkpoint; where it has not, the run
+    is evaluated and the scores recorded in the same way.
+
+    Args:
+      split: "test" or "val".
+      bank: as `open_runs`.
+    Raises:
+      ValueError: one sentence, where the numbers of recorded tasks differ.
+    """
+    found = {run.name: judged(run.path, split, bank=bank) for run in runs}
+    first, *others = found.values()
+    for other in others:
+        if other.tasks != first.tasks:
+            raise ValueError(
+                f"{first.run} was judged on {first.tasks} tasks, {other.run} on "
+                f"{other.tasks}; evaluate.py --tasks judges both alike"
+            )
+    return found
+
+
+def checkpoints(run: Run) -> Iterator[TrainState]:
+    """Yield the start of a run and all its checkpoints, in order."""
+    start = run.experiment.init(run.config["seed"])
+    yield start
+    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
+        for step in saved.steps:
+            yield saved.restore(step, start)[0]
 
 
 def last_state(run: Run) -> TrainState:
     """Restore the newest checkpoint."""
-    state = newest_state(run.path, run.experiment, run.config["seed"])
-    assert state is not None  # `open_runs` has seen it
-    return state
+    like = run.experiment.init(run.config["seed"])
+    with Checkpoints(run.path / "checkpoints", read_only=True) as saved:
+        restored = saved.restore_latest(like)
+    assert restored is not None  # `open_runs` has seen it
+    return restored[0]
 
 
 def is_attenuated(run: Run) -> bool:
     """Say whether `gammas` has anything to measure."""
-    attenuated = run.config.get("transform", {}).get("name") == "attenuate"
+    attenuated = run.config["transform"]["name"] == "attenuate"
     return attenuated and run.experiment.measure is not None
 
 
-def gammas(run: Run, split: str) -> dict[str, np.ndarray]:
-    """Return the newest checkpoint's gammas on the judged tasks, {path: [tasks, ...]}.
+def gammas(run: Run, tasks: int, split: str = "test") -> dict[str, np.ndarray]:
+    """Return the newest checkpoint's gammas on fixed tasks, {path: [tasks, ...]}.
 
-    Those of several seeds follow each other.
+    Those of several seeds follow each other. Empty where nothing is attenuated.
     """
-    state, tasks = last_state(run), run.evaluation.tasks
-    of = analysis.gammas(run.experiment.learner)
+    state, of = last_state(run), analysis.gammas(run.experiment.learner)
     return run.experiment.measure(state.meta, state.stats, split, tasks, of)
-
-
-def _check_same_number(runs: Sequence[Run]) -> None:
-    first, expected = runs[0], runs[0].evaluation.tasks
-    for run in runs[1:]:
-        if run.evaluation.tasks != expected:
-            raise ValueError(
-                f"{first.path} was judged on {expected} tasks, {run.path} on "
-                f"{run.evaluation.tasks}; evaluate.py --tasks judges both alike"
-            )
-
-
-def _newest(path: Path) -> int:
-    """Return the step of the newest complete checkpoint."""
-    if step := newest_step(path):
-        return step
-    raise ValueError(f"{path} has no complete checkpoint yet")
 
 
 def _move(records: Sequence[dict[str, Any]], bank: str) -> None:

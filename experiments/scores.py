@@ -9,8 +9,14 @@ import numpy as np
 from experiments.identity import newest_step, read_config
 from experiments.recording import environment, replacing, write_json
 from l2f_jax.checkpoint import Checkpoints
-from l2f_jax.evaluation import Interval, Predictions, ensemble, interval, paired
-from l2f_jax.outer import TrainState
+from l2f_jax.evaluation import (
+    Interval,
+    Predictions,
+    ensemble,
+    interval,
+    paired,
+    quartiles,
+)
 from l2f_jax.problems import Experiment, Score, build
 
 START = "start"  # the transformed policy before any update, as a point of adaptation
@@ -68,6 +74,15 @@ class Evaluation(NamedTuple):
     def interval(self, name: str = "last", point: int | str | None = None) -> Interval:
         """Return the mean over tasks, see `by_task`."""
         return interval(self.by_task(name, point))
+
+    def text(self, name: str = "last", point: int | str | None = None) -> str:
+        """Write the mean and its interval, of errors also what heavy tails ask for."""
+        mean, errors = self.score.text(self.interval(name, point)), self.at(name, point)
+        if self.score.limit is None:
+            return mean
+        median = self.score.number(quartiles(errors)[1])
+        diverged = 100 * self.score.diverged(errors).mean()
+        return f"{mean}, median {median}, {diverged:.2f} % diverged"
 
     def curve(self, name: str = "last") -> list[Interval]:
         """Return the means over tasks after each of `points`."""
@@ -128,15 +143,6 @@ def judged(
             made = {key: content[key] for key in environment()}
             return _evaluation(run, split, experiment, arrays, steps, made)
     return evaluate(run, split, tasks, bank)
-
-
-def newest_state(run: Path, experiment: Experiment, seed: int) -> TrainState | None:
-    """Restore the newest checkpoint of a run; None if it has none."""
-    if not newest_step(run):
-        return None
-    with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(experiment.init(seed))
-    return None if restored is None else restored[0]
 
 
 def record(evaluation: Evaluation) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.identity import differences
 from experiments.page import Block, Code, Table, Text
 from experiments.runs import Run
+from experiments.scores import Evaluation
 from l2f_jax.data.bank import SPLITS
 
 
@@ -80,27 +81,30 @@ def _setting(config: Any, key: str) -> str:
     return config if isinstance(config, str) else json.dumps(config)
 
 
-def surroundings(runs: Sequence[Run]) -> Iterator[Block]:
+def surroundings(
+    runs: Sequence[Run], evaluations: Mapping[str, Evaluation]
+) -> Iterator[Block]:
     """Show what the runs were computed with, and by which commands."""
-    columns = {run.name: _machine(run) for run in runs}
+    made = {name: e.made for name, e in evaluations.items()}
+    columns = {run.name: _machine(run, made[run.name]) for run in runs}
     if len({*map(str, columns.values())}) == 1:
-        columns = {"all runs": _machine(runs[0])}
+        columns = {"all runs": columns[runs[0].name]}
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     rows = [[key, *(c.get(key, "") for c in columns.values())] for key in keys]
     yield Table(["", *columns], rows, 1 + len(columns))
     commands = [
         shlex.join(["python", *command])
         for run in runs
-        for command in (run.record["command"], run.evaluation.made["command"])
+        for command in (run.record["command"], made[run.name]["command"])
     ]
     yield Code("\n\n".join(dict.fromkeys(commands)))
 
 
-def _machine(run: Run) -> dict[str, str]:
+def _machine(run: Run, made: Mapping[str, Any]) -> dict[str, str]:
     found = run.record
     return {
         "trained on": found["device"],
-        "tested on": run.evaluation.made["device"],
+        "tested on": made["device"],
         "processes": str(found["processes"]),
         "python": found["python"],
         **found["versions"],

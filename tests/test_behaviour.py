@@ -5,7 +5,9 @@ import pytest
 
 from configs.regression import sinusoid
 from configs.rl import half_cheetah, navigation
-from experiments import behaviour, motion, panels, plots
+from experiments import behaviour, motion, plots
+from experiments.figures import FIGURES
+from experiments.runs import last_state, open_runs
 from experiments.train import claim
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import build
@@ -19,7 +21,7 @@ def finished(config, folder):
     claim(folder, config, experiment)
     with Checkpoints(folder / "checkpoints") as saved:
         saved.save(config.training.iterations, experiment.init(config.seed))
-    return panels.load(folder, config)
+    return open_runs([folder])[0]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def wave(tmp_path_factory):
     config = sinusoid.get_config("l2f,k5")
     config.model.hidden = (4,)
     config.training.seeds = 2
+    config.evaluation.test_tasks = 8
     return finished(config, tmp_path_factory.mktemp("runs") / "wave")
 
 
@@ -35,6 +38,7 @@ def walk(tmp_path_factory):
     config = navigation.get_config("maml")
     config.model.hidden, config.env.horizon = (3,), 4
     config.sampling.trajectories = 2
+    config.evaluation.test_tasks = 3
     return finished(config, tmp_path_factory.mktemp("runs") / "walk")
 
 
@@ -49,7 +53,7 @@ def test_fits_pass_through_what_the_learner_predicts(wave, tmp_path):
     assert n["steps"] == 1 and len(n["tasks"]) == behaviour.SHOWN
     assert (n["x"][0], n["x"][-1], len(n["x"])) == (-5, 5, 201)
     # Of two seeds the first is shown, and its tasks come first.
-    state = panels.last(wave)
+    state = last_state(wave)
     shown = wave.experiment.predict(
         state.meta, state.stats, "test", behaviour.SHOWN, points=(0, 1)
     )
@@ -70,13 +74,13 @@ def test_fits_pass_through_what_the_learner_predicts(wave, tmp_path):
 
 
 def test_errors_are_quartiles_over_tasks_and_seeds(wave, tmp_path):
-    n = behaviour.errors(wave, 8)
-    state = panels.last(wave)
+    n = behaviour.adaptation(wave, 8)
+    state = last_state(wave)
     predictions = wave.experiment.predict(state.meta, state.stats, "test", 8)
     scores = wave.experiment.scores(predictions)["mse"]
     assert scores.shape == (16, 5) and n["point"] == [0, 1, 2, 5, 10]
     np.testing.assert_allclose(np.array(n["quartiles"])[:, 1], np.median(scores, 0))
-    assert drawn(behaviour.draw_errors, n, tmp_path / "a.png") == 1
+    assert drawn(FIGURES["4b"].draw, n, tmp_path / "a.png") == 1
 
 
 def test_disjoint_ranges_share_no_task():
@@ -90,21 +94,21 @@ def test_disjoint_ranges_share_no_task():
 
 
 def test_returns_and_learning_are_those_of_the_run(walk, tmp_path):
-    n = behaviour.returns(walk, 3)
+    n = behaviour.adaptation(walk, 3)
     assert n["point"] == [0, 1, 2, 3] and len(n["mean"]) == len(n["half"]) == 4
-    state = panels.last(walk)
+    state = last_state(walk)
     predictions = walk.experiment.predict(state.meta, state.stats, "test", 3)
     found = walk.experiment.scores(predictions)["return"]
     np.testing.assert_allclose(n["mean"], found.mean(0), rtol=1e-6)
     half = 1.96 * found.std(0, ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(n["half"], half, rtol=1e-5)
-    drawn(behaviour.draw_returns, n, tmp_path / "a.png")
+    drawn(FIGURES["5b"].draw, n, tmp_path / "a.png")
     (walk.path / "metrics.jsonl").write_text(
         '{"step": 10, "validation/return": -3.5}\n'
     )
     found = behaviour.learning(walk, 3)
     assert found == {"step": [10], "return": [-3.5]}
-    assert drawn(behaviour.draw_learning, found, tmp_path / "b.png") == 1
+    assert drawn(FIGURES["5a"].draw, found, tmp_path / "b.png") == 1
 
 
 def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from configs.regression import sinusoid
 from configs.rl import half_cheetah
 from experiments import cells, figures, panels
+from experiments.identity import short_names
+from experiments.runs import open_runs
 from experiments.train import claim, train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import build
@@ -99,7 +101,7 @@ def test_a_matched_cell_takes_the_rates_that_gammas_amount_to(runs, monkeypatch)
         cells, "train", lambda config, run: claim(run, config, build(config)) is None
     )
     assert cells.train_missing({run: config}, "l2f")
-    of = panels.load(source, toy("l2f"))
+    (of,) = open_runs([source])
     found = panels.effective_rates(of, cells.MATCHING_TASKS, "val")["layers"]
     assert config.learner.rates.to_dict() == {
         "conv_0/kernel": np.median(found["conv_0/kernel"])
@@ -171,11 +173,10 @@ def test_conflict_is_with_the_tasks_of_the_own_batch():
     np.testing.assert_allclose(found, [0] * 4 + [np.pi / 3] * 4, atol=1e-3)
 
 
-def test_runs_of_one_name_are_told_apart(runs, monkeypatch):
-    measure = {"x": figures.Panel("", "", lambda run, tasks: {"n": tasks}, None)}
-    twice = [panels.Run(runs / part / "same", toy("l2f"), None) for part in ("a", "b")]
-    names = list(figures.measured(measure, twice, 2))
-    assert names == [str(runs / "a" / "same"), str(runs / "b" / "same")]
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    twice = [tmp_path / part / "same" for part in ("a", "b")]
+    assert short_names(twice) == list(map(str, twice))
+    assert short_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
 
 
 # What it refuses ---------------------------------------------------------------

@@ -19,10 +19,10 @@ from PIL import Image
 from configs.regression import sinusoid
 from configs.rl import navigation
 from experiments import panels, report, setting
-from experiments.identity import check_comparable, read_config
-from experiments.runs import gammas, last_state, open_runs
+from experiments.identity import check_comparable
+from experiments.runs import Run, gammas, judge, last_state, open_runs
 from experiments.samples import hits, samples
-from experiments.scores import evaluate
+from experiments.scores import Evaluation, evaluate
 from experiments.train import train
 from l2f_jax.data.bank import embedded_icons
 from l2f_jax.problems.saved import read_record
@@ -93,6 +93,14 @@ def table(page: ElementTree.Element, *head: str) -> list[list[str]]:
 
 def evaluation(run: Path) -> dict:
     return json.loads((run / "evaluation_test.json").read_text("utf-8"))
+
+
+def opened(runs: list[Path]) -> list[Run]:
+    return open_runs(runs, complete=False)
+
+
+def scores(runs: list[Path]) -> list[Evaluation]:
+    return [*judge(opened(runs)).values()]
 
 
 def percent(mean: float, half: float) -> str:
@@ -169,7 +177,7 @@ def test_run_that_was_stopped_says_so(page):
 
 
 def test_settings_that_differ_stand_before_the_whole(runs):
-    (a,) = open_runs(runs[:1])
+    (a,) = opened(runs[:1])
     record = copy.deepcopy(a.record)
     record["config"]["transform"] = {"name": "identity"}
     record["config"]["seed"] = 7
@@ -198,7 +206,7 @@ def test_markdown_says_the_same(folder, page):
 
 
 def test_sample_episodes_are_the_tested_ones(runs):
-    found = samples(open_runs(runs), "test", report.EPISODES)
+    found = samples(opened(runs), "test", report.EPISODES)
     for run in runs:
         accuracies = evaluation(run)["results"]["last"]["tasks"][: report.EPISODES]
         labels = [sample.predicted[run.name] for sample in found]
@@ -206,7 +214,7 @@ def test_sample_episodes_are_the_tested_ones(runs):
 
 
 def test_sample_episodes_show_the_images_that_were_labelled(runs):
-    (run,) = open_runs(runs[:1])
+    (run,) = opened(runs[:1])
     state, bank = last_state(run), embedded_icons()
     episodes = run.experiment.measure(
         state.meta, state.stats, "test", report.EPISODES, lambda m, s, episode: episode
@@ -226,8 +234,8 @@ def test_sample_episodes_show_the_images_that_were_labelled(runs):
 
 
 def test_gammas_are_of_each_judged_task_and_tensor(runs, page):
-    (run,) = open_runs(runs[:1])
-    found = gammas(run, "test")
+    (run,) = opened(runs[:1])
+    found = gammas(run, 6)
     assert {len(values) for values in found.values()} == {6}
     shown = table(page, "mean (least .. most)", run.name)
     assert [row[0] for row in shown] == sorted(found)
@@ -237,7 +245,7 @@ def test_gammas_are_of_each_judged_task_and_tensor(runs, page):
 
 def test_conflict_is_that_of_figure_3_at_the_last_checkpoint(runs, page):
     shown = table(page, "tensor", "whole")
-    run = panels.load(runs[0], read_config(runs[0]))
+    (run,) = opened(runs[:1])
     n = panels.conflicts(run, report.CONFLICTING)
     expected = [*(values[-1] for values in n["layers"].values()), np.mean(n["by_task"])]
     assert [row[0] for row in shown] == [*n["layers"], "all of theta"]
@@ -259,16 +267,16 @@ def test_recorded_scores_are_read_until_they_are_of_an_older_checkpoint(runs, tm
     content = evaluation(run)
     content["device"] = "another machine"
     (run / "evaluation_test.json").write_text(json.dumps(content))
-    (opened,) = open_runs([run])
-    assert opened.evaluation.made["device"] == "another machine"
-    assert opened.evaluation.protocol == content["protocol"]
-    for name, found in evaluation(runs[0])["results"].items():
-        curve = [value._asdict() for value in opened.evaluation.curve(name)]
-        assert curve == found["after"]
-        assert opened.evaluation.checkpoints[name] == found["steps"]
+    (found,) = scores([run])
+    assert found.made["device"] == "another machine"
+    assert found.protocol == content["protocol"]
+    for name, recorded in evaluation(runs[0])["results"].items():
+        curve = [value._asdict() for value in found.curve(name)]
+        assert curve == recorded["after"]
+        assert found.checkpoints[name] == recorded["steps"]
     content["results"]["last"]["steps"] = [3]
     (run / "evaluation_test.json").write_text(json.dumps(content))
-    assert open_runs([run])[0].evaluation.made["device"] != "another machine"
+    assert scores([run])[0].made["device"] != "another machine"
     assert evaluation(run)["results"] == evaluation(runs[0])["results"]
 
 
@@ -277,8 +285,13 @@ def test_scores_of_another_evaluation_are_not_taken_for_these(runs, tmp_path):
     content = evaluation(run)
     content["results"]["last"]["after"][-1]["mean"] = 2.0
     (run / "evaluation_test.json").write_text(json.dumps(content))
-    open_runs([run])
+    scores([run])
     assert evaluation(run)["results"] == evaluation(runs[0])["results"]
+
+
+def last_scores(run: Path) -> np.ndarray:
+    with np.load(run / "evaluation_test.npz") as file:
+        return file["last"]
 
 
 def waves():
@@ -307,6 +320,9 @@ def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config):
     at = content["inner_steps"].index(config.learner.steps)
     last = content["results"]["last"]["after"][at]
     shown = f"{last['mean']:.4f} ±\N{NO-BREAK SPACE}{last['half']:.4f}"
+    if content["score"] == "mse":
+        median = np.median(last_scores(run)[:, :, at])
+        shown += f", median {median:.4f}, 0.00 % diverged"
     assert table(page, "run", "checkpoint")[0][3] == shown.replace("-", "−")
 
 
@@ -337,7 +353,7 @@ def test_evaluations_on_other_numbers_of_tasks_are_refused(runs, folder, tmp_pat
     run = Path(shutil.copytree(runs[1], tmp_path / "run"))
     evaluate(run, tasks=5)
     with pytest.raises(ValueError, match="judged on 6 tasks, .*run on 5; evaluate.py"):
-        open_runs([runs[0], run])
+        scores([runs[0], run])
 
 
 def foreign(run: Path) -> None:

@@ -32,10 +32,13 @@ class Score(NamedTuple):
 
     def text(self, value: Interval) -> str:
         """Write a mean and its interval, such as "63.20 +- 0.95" for a share."""
+        return f"{self.number(value.mean)} +- {self.number(value.half)}"
+
+    def number(self, value: float) -> str:
+        """Write a score, a share in percent."""
         if self.percent:
-            return f"{100 * value.mean:.2f} +- {100 * value.half:.2f}"
-        digits = ".4f" if abs(value.mean) < 1e4 else ".1e"
-        return f"{value.mean:{digits}} +- {value.half:{digits}}"
+            return f"{100 * value:.2f}"
+        return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.1e}"
 
 
 class Experiment(NamedTuple):

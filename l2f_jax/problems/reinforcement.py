@@ -39,6 +39,7 @@ from l2f_jax.types import Array, InnerRule, Learner, MetaParams, Model
 ENVIRONMENTS = {"navigation": navigation, "half_cheetah": half_cheetah}
 LEAST = {"trajectories": 1, "surplus": 0}
 FIRST_TASK = {"test": 0, "val": 2**20}  # numbers of fixed tasks; none is in both
+RETURN = Score("return", rank=np.mean)
 
 
 class Search(NamedTuple):
@@ -137,7 +138,7 @@ def reinforcement(
         update=update,
         predict=predict,
         scores=scores,
-        score=Score("return", rank=np.mean),
+        score=RETURN,
         schedule=search.schedule,
         evaluation=_evaluation(rest),
         steps=search.steps,
