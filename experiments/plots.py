@@ -14,6 +14,8 @@ matplotlib.use("Agg")  # before pyplot: no display needed
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 from matplotlib.lines import Line2D  # noqa: E402
 
+from experiments.recording import replacing  # noqa: E402
+
 
 @contextmanager
 def grid(panels: int, path: Path) -> Iterator[list[plt.Axes]]:
@@ -28,7 +30,8 @@ def grid(panels: int, path: Path) -> Iterator[list[plt.Axes]]:
     for unused in axes.flat[panels:]:
         unused.set_axis_off()
     plain(*axes.flat[:panels])
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:], dpi=150)
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
 """What a run leaves behind and shows while it goes: record, metrics, progress."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -56,8 +57,24 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file completely or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Write a file completely or not at all; see `to_json`."""
+    write_text(path, to_json(content, indent=2) + "\n")
+
+
+def to_json(content: Any, **options: Any) -> str:
+    """Return JSON, with null for the floats that it cannot hold: NaN and infinities."""
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+    return content
 
 
 class Recorder:
@@ -99,7 +116,7 @@ class Recorder:
         """Record the values of a step."""
         if not self.active:
             return
-        line = json.dumps({"step": step, **{k: float(v) for k, v in values.items()}})
+        line = to_json({"step": step, **{k: float(v) for k, v in values.items()}})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         for name, value in values.items():
@@ -128,17 +145,22 @@ class Recorder:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Return the records of metrics.jsonl in order; a torn last line is left out."""
+    """Return the records of metrics.jsonl in order, with NaN for null.
+
+    A torn last line is left out.
+    """
     path, records = run / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        known = {k: math.nan if v is None else v for k, v in record.items()}
+        records.append(known)
     return records
 
 
 def _drop_after(path: Path, step: int) -> None:
     kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
     if path.exists():
-        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        write_text(path, "".join(to_json(r) + "\n" for r in kept))

@@ -11,8 +11,10 @@ from rich.console import Console
 from configs.rl import navigation
 from experiments import evaluate as program
 from experiments.compare import variants
+from experiments.curves import adaptation
 from experiments.evaluate import show
-from experiments.scores import START, Evaluation, evaluate, judged
+from experiments.scores import START, Evaluation, evaluate, judged, record
+from experiments.scores import _recorded as recorded
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
@@ -108,6 +110,22 @@ def evaluation(name, *seeds, points=(1,), steps=1):
     score = Score("accuracy", np.mean, True)
     facts = Path(name), "test", score, points, steps, "one by one"
     return Evaluation(*facts, scores, {"last": [7]}, {}, {})
+
+
+def test_errors_without_bound_are_recorded_and_read(tmp_path):
+    scores = np.array([[[1.0, np.inf], [2.0, 3.0], [6.0, np.nan], [1.0, 200.0]]])
+    e = evaluation(tmp_path, [[0.0, 0.0]], points=(0, 1))
+    e = e._replace(scores={"last": scores}, score=Score("mse", np.mean, limit=100))
+    record(e)
+    content = json.loads((tmp_path / "evaluation_test.json").read_text())
+    assert [a["mean"] for a in content["results"]["last"]["after"]] == [2.5, None]
+    again, arrays = recorded(tmp_path, "test")
+    assert again == content
+    np.testing.assert_array_equal(arrays["last"], scores)
+    assert e.text(point=1) == "nan +- nan, median inf, 75.00 % diverged"
+    assert e.text(point=0).endswith(", median 1.5000, 0.00 % diverged")
+    # What is drawn of them: the first quartile of 3, 200 and two infinities.
+    assert adaptation(e)["quartiles"][1] == [150.75, np.inf, np.inf]
 
 
 def test_differences_are_from_the_first_after_each_number_of_steps():
