@@ -12,6 +12,12 @@ from l2f_jax.problems.saved import read_record
 
 IRRELEVANT = "training.keep_every"  # the one key on which no number of a run depends
 ABSENT = "absent"  # what a record says of a key that the config has gained since
+# Such keys that are not simply off in older runs, and what those were trained with.
+GAINED = {
+    "model.norm.learn_scale": True,
+    "model.norm.learn_shift": True,
+    "transform.embedding_scope": "layer",
+}
 
 
 def read_config(run: Path) -> ConfigDict:
@@ -61,10 +67,11 @@ def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
     """Raise ValueError unless a run's directory holds a run of this config.
 
     With `longer`, it may have been trained for fewer iterations. A key that its record
-    lacks is no difference where it is off: 0, empty, False or None.
+    lacks is no difference where it is as in all older runs: as in GAINED, or off, which
+    is 0, empty, False or None.
     """
     for key, old, new in differences(read_record(run)["config"], resolved(config)):
-        if old == ABSENT and not new:
+        if old == ABSENT and (new == GAINED[key] if key in GAINED else not new):
             continue
         if key == "training.iterations" and longer:
             if (step := newest_step(run)) > new:

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from l2f_jax.models.layers import Norm
 from l2f_jax.official import (
     ATTENUATOR,
+    PREFIX,
     RATES,
     Arrays,
     Form,
+    Layer,
     check_state,
     form_of_params,
     form_of_state,
@@ -43,7 +46,7 @@ class OfficialModel(NamedTuple):
       are fixed.
     network: "conv4" or "resnet12".
     attenuate: whether there is an attenuator (L2F).
-    per_step: number of inner steps with a norm scale and shift of their own, or None.
+    norm: what `conv4` or `resnet12` normalises by.
     adapts_norm: whether norm scales and shifts are adapted (and attenuated) too.
     rates: {path of each adapted tensor: [steps]}, fixed or learned.
     """
@@ -51,7 +54,7 @@ class OfficialModel(NamedTuple):
     meta: MetaParams
     network: str
     attenuate: bool
-    per_step: int | None
+    norm: Norm
     adapts_norm: bool
     rates: Arrays
 
@@ -104,6 +107,8 @@ def from_official(
     state: Mapping[str, Any],
     *,
     learned_rates: bool = False,
+    learned_scale: bool = True,
+    learned_shift: bool = True,
     feature_map: FeatureMap = None,
 ) -> OfficialModel:
     """Translate an official state dict.
@@ -113,13 +118,17 @@ def from_official(
         accepted; running statistics are ignored.
       learned_rates: whether the inner rates were learned, which the file does not say;
         if so they become `meta.rule`.
+      learned_scale, learned_shift: whether those of the norm layers were learned, which
+        the file does not say either; if not they are left out.
       feature_map: (height, width) of the map that the head sees; None: it is square.
     Raises:
-      ValueError: naming every tensor that is missing, left over or of a wrong shape.
+      ValueError: naming every tensor that is missing, left over or of a wrong shape,
+        or said to be constant and is not.
     """
     named = {_full_name(name): x for name, x in state.items()}
     tensors = {k: _array(x) for k, x in named.items() if not _UNUSED.search(k)}
-    form = form_of_state(tensors)
+    learned = {"scale": learned_scale, "shift": learned_shift}
+    form = form_of_state(tensors, tuple(k for k, is_so in learned.items() if not is_so))
     check_state(form, tensors)
 
     params: Arrays = {path: tensors[name] for name, path in form.names.items()}
@@ -131,12 +140,11 @@ def from_official(
     if form.attenuate:
         phi = {path: tensors[name].T for name, path in ATTENUATOR.items()}
         phi = _reorder(phi, np.argsort(form.adapted))
-    scale = next(x for path, x in params.items() if path.endswith("/scale"))
     return OfficialModel(
         meta=MetaParams(params, phi, rates if learned_rates else ()),
         network=form.network,
         attenuate=form.attenuate,
-        per_step=len(scale) if scale.ndim == 2 else None,
+        norm=_norm(form, params),
         adapts_norm=form.adapts_norm,
         rates=rates,
     )
@@ -171,15 +179,37 @@ def to_official(
     state = {RATES: np.stack([rates[path] for path in form.adapted], axis=1)}
     for name, path in form.names.items():
         state[name] = _channels_first(path, params[path])
-        if path.endswith("/scale"):
-            for unused in ("running_mean", "running_var"):
-                zeros = np.zeros_like(params[path])
-                state[name.removesuffix("weight") + unused] = zeros
+    for layer in form.layers:
+        state |= _stored_norm(layer, state)
     if phi:
         # argsort leads to sorted order; the argsort of that leads back.
         phi = _reorder(phi, np.argsort(np.argsort(form.adapted)))
         state |= {name: phi[path].T.copy() for name, path in ATTENUATOR.items()}
     return state
+
+
+def _norm(form: Form, params: Arrays) -> Norm:
+    """Return what the norm layers of these parameters do."""
+    path = form.layers[0].norm
+    affine = [params[k] for k in (f"{path}/scale", f"{path}/shift") if k in params]
+    return Norm(
+        per_step=len(affine[0]) if affine and affine[0].ndim == 2 else None,
+        learn_scale="scale" not in form.constant,
+        learn_shift="shift" not in form.constant,
+    )
+
+
+def _stored_norm(layer: Layer, state: Arrays) -> Arrays:
+    """Return all that the official code stores of a norm layer.
+
+    What the state lacks of scale and shift is constant.
+    """
+    norm = f"{PREFIX}{layer.official_norm}."
+    channels = state[f"{PREFIX}{layer.official_conv}.weight"][:, 0, 0, 0]
+    like = state.get(f"{norm}weight", state.get(f"{norm}bias", channels))
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    stored = {norm + kind: np.full_like(like, kind == "weight") for kind in kinds}
+    return {name: state.get(name, x) for name, x in stored.items()}
 
 
 def _attenuator(transform: Any, n: int) -> Arrays:

@@ -17,6 +17,8 @@ ATTENUATOR = {
     "attenuator.2.bias": "layer_1/bias",
 }
 
+NEUTRAL = {"scale": 1, "shift": 0}  # of a norm, where it is not learned
+
 Arrays = dict[str, Any]  # official name or path -> np.ndarray
 
 
@@ -31,10 +33,15 @@ class Layer(NamedTuple):
 
 
 class Form(NamedTuple):
-    """Which of the official networks a set of tensors belongs to."""
+    """Which of the official networks a set of tensors belongs to.
+
+    constant: which of "scale", "shift" of the norm layers are not learned; the official
+      code stores them, here they are no parameters.
+    """
 
     network: str
     conv_bias: bool
+    constant: tuple[str, ...]
     attenuate: bool
     adapts_norm: bool
 
@@ -45,7 +52,7 @@ class Form(NamedTuple):
         return [layer for b in range(4) for layer in blocks(b)]
 
     @property
-    def names(self) -> dict[str, str]:
+    def tensors(self) -> dict[str, str]:
         """{official name: path} in registration order: shift before scale."""
         names = {}
         for layer in self.layers:
@@ -56,6 +63,20 @@ class Form(NamedTuple):
             names[f"{layer.official_norm}.weight"] = f"{layer.norm}/scale"
         names |= {"linear.weights": "head/kernel", "linear.bias": "head/bias"}
         return {PREFIX + name: path for name, path in names.items()}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """{official name: path} of the tensors that are parameters here."""
+        return {k: path for k, path in self.tensors.items() if not self._omits(path)}
+
+    @property
+    def constants(self) -> dict[str, str]:
+        """{official name: "scale" or "shift"} of the tensors that are none."""
+        omitted = {k: path for k, path in self.tensors.items() if self._omits(path)}
+        return {name: path.rpartition("/")[2] for name, path in omitted.items()}
+
+    def _omits(self, path: str) -> bool:
+        return path.rpartition("/")[2] in self.constant
 
     @property
     def adapted(self) -> list[str]:
@@ -83,17 +104,20 @@ def _resnet12_block(b: int) -> list[Layer]:
     return rows
 
 
-def form_of_state(tensors: Arrays) -> Form:
+def form_of_state(tensors: Arrays, constant: tuple[str, ...]) -> Form:
     """Guess from telling names; whether all the others are there is checked later."""
     resnet12 = any(name.startswith(f"{PREFIX}layer") for name in tensors)
     form = Form(
         network="resnet12" if resnet12 else "conv4",
         conv_bias=f"{PREFIX}conv0.conv.bias" in tensors,
+        constant=constant,
         attenuate=any(name.startswith("attenuator.") for name in tensors),
-        adapts_norm=True,
+        adapts_norm=False,
     )
     rates = tensors.get(RATES, np.zeros((0, 0)))
-    return form._replace(adapts_norm=rates.shape[1:] == (len(form.adapted),))
+    forms = [form, form._replace(adapts_norm=True)]
+    fitting = [form for form in forms if rates.shape[1:] == (len(form.adapted),)]
+    return (*fitting, form)[0]
 
 
 def form_of_params(params: Arrays, rates: Arrays) -> Form:
@@ -101,8 +125,10 @@ def form_of_params(params: Arrays, rates: Arrays) -> Form:
 
     Raises ValueError if the official code has none.
     """
+    kinds = {path.rpartition("/")[2] for path in params}
+    constant = tuple(kind for kind in NEUTRAL if kind not in kinds)
     forms = [
-        Form(network, conv_bias, attenuate=False, adapts_norm=adapts_norm)
+        Form(network, conv_bias, constant, attenuate=False, adapts_norm=adapts_norm)
         for network in ("conv4", "resnet12")
         for conv_bias in (False, True)
         for adapts_norm in (False, True)
@@ -124,8 +150,10 @@ def form_of_params(params: Arrays, rates: Arrays) -> Form:
 
 
 def check_state(form: Form, tensors: Arrays) -> None:
-    """Raise ValueError naming every tensor missing, left over or of a wrong shape."""
-    expected = [RATES, *form.names, *(ATTENUATOR if form.attenuate else ())]
+    """Raise ValueError naming every tensor missing, left over or of a wrong shape, and
+    every constant of a wrong value.
+    """
+    expected = [RATES, *form.tensors, *(ATTENUATOR if form.attenuate else ())]
     faults = [f"'{name}' is missing" for name in expected if name not in tensors]
     faults += [f"'{name}' is left over" for name in tensors if name not in expected]
     for name, shape in {} if faults else _shapes(form, tensors).items():
@@ -134,6 +162,9 @@ def check_state(form: Form, tensors: Arrays) -> None:
         if len(found) != len(shape) or any(b not in (a, None) for a, b in pairs):
             sides = ", ".join("any" if side is None else str(side) for side in shape)
             faults.append(f"'{name}' has shape {found}, expected ({sides})")
+    for name, kind in ({} if faults else form.constants).items():
+        if np.any(tensors[name] != NEUTRAL[kind]):
+            faults.append(f"'{name}' is learned, not constant {NEUTRAL[kind]}")
     if faults:
         raise ValueError(
             f"`state` is no official {form.network} checkpoint: {'; '.join(faults)}"
@@ -142,7 +173,7 @@ def check_state(form: Form, tensors: Arrays) -> None:
 
 def _shapes(form: Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
     """Return {official name: shape} as implied by the widths; None: any."""
-    found = {path: tensors[name].shape for name, path in form.names.items()}
+    found = {path: tensors[name].shape for name, path in form.tensors.items()}
     first = form.layers[0]
     # A tensor of too few axes has no width; it is refused below for its own shape.
     width = {path: (*shape, None)[0] for path, shape in found.items()}
@@ -158,7 +189,7 @@ def _shapes(form: Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
         shapes[f"{layer.conv}/kernel"] = (out, inputs, size, size)
         shapes[f"{layer.conv}/bias"] = (out,)
         shapes[f"{layer.norm}/scale"] = shapes[f"{layer.norm}/shift"] = (*steps, out)
-    expected = {name: shapes[path] for name, path in form.names.items()}
+    expected = {name: shapes[path] for name, path in form.tensors.items()}
     if form.attenuate:
         expected |= dict(zip(ATTENUATOR, [(n, n), (n,)] * 2, strict=True))
     return {RATES: (None, n), **expected}

@@ -112,6 +112,8 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
         ("model.norm.per_step", [5]),
         ("model.norm.momentum", [0.0, 1.0]),
         ("model.norm.epsilon", [1e-3]),
+        ("model.norm.learn_scale", [False]),
+        ("model.norm.learn_shift", [False]),
         ("learner.name", ["maml", "fomaml", "meta_sgd", "mamlpp", "anil", "boil"]),
         ("learner.adapt_norm", [True]),
         ("learner.rates", [ConfigDict({"conv_0/kernel": 0.1})]),
@@ -143,7 +145,7 @@ def test_keys_with_a_default_may_be_left_out(config, key):
 
 
 YOUNGER = {  # keys that older runs were recorded without
-    "model.norm": (Norm, ("momentum", "epsilon")),
+    "model.norm": (Norm, ("momentum", "epsilon", "learn_scale", "learn_shift")),
     "transform": (attenuate, ("bias", "embedding_scope", "embedding_scale")),
 }
 

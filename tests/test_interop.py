@@ -54,13 +54,44 @@ def test_there_and_back_is_the_identity(variant, attenuate, learned_rates):
     model = from_official(state, learned_rates=learned_rates)
     assert model.attenuate == attenuate == bool(model.meta.transform)
     assert model.network == variant.get("network", "conv4")
-    assert model.per_step == (2 if "per_step_norm" in variant else None)
+    assert model.norm == Norm(per_step=2 if "per_step_norm" in variant else None)
     assert model.adapts_norm == variant.get("adapt_norm", False)
     rates = None if learned_rates else model.rates
     again = to_official(model.meta, rates)
     assert_same(used(again), state)
     back = from_official(again, learned_rates=learned_rates)
     jax.tree.map(np.testing.assert_array_equal, model, back)
+
+
+@pytest.mark.parametrize(
+    ("variant", "learned", "adapted"),
+    [
+        ({}, "neither", 6),
+        ({}, "scale", 6),
+        ({"network": "resnet12"}, "shift", 18),
+        ({"adapt_norm": True, "per_step_norm": True}, "shift", 10),
+    ],
+)
+def test_a_scale_or_shift_that_was_not_learned_is_left_out(variant, learned, adapted):
+    state = official(attenuate=False, **variant)
+    constants = {"scale": ("norm_layer.weight", 1.0), "shift": ("norm_layer.bias", 0.0)}
+    constants.pop(learned, None)
+    for ending, value in constants.values():
+        for name in (name for name in state if name.endswith(ending)):
+            state[name][...] = value
+    state[oracle.RATES] = state[oracle.RATES][:, :adapted]
+    options = {f"learned_{kind}": kind not in constants for kind in ("scale", "shift")}
+    model = from_official(state, **options)
+    kinds = {path.rpartition("/")[2] for path in (*model.meta.params, *model.rates)}
+    assert not kinds & constants.keys() and len(model.rates) == adapted
+    assert_same(used(to_official(model.meta, model.rates)), state)
+
+
+def test_a_learned_scale_or_shift_is_not_left_out():
+    with pytest.raises(
+        ValueError, match="conv3.norm_layer.bias' is learned, not const"
+    ):
+        from_official(official(), learned_shift=False)
 
 
 def test_float32_stays_float32():

@@ -91,6 +91,25 @@ def test_prediction_of_one_query_and_the_other_queries(mode, inductive, key):
     assert same == inductive
 
 
+@pytest.mark.parametrize("layer", [normalise, normalise_and_pool])
+@pytest.mark.parametrize("mode", ["batch", "layer"])
+def test_scale_and_shift_that_are_not_learned_are_one_and_zero(mode, layer, key):
+    x = jax.random.normal(key, (3, 2, 2, 4))
+    norm = Norm(mode, learn_scale=False, learn_shift=False)
+    assert init_norm(norm, "norm", x) == ({}, {})
+    neutral, _ = run_images(layer, Norm(mode), x)
+    np.testing.assert_array_equal(run_images(layer, norm, x)[0], neutral)
+
+
+@pytest.mark.parametrize("kind", ["scale", "shift"])
+def test_one_of_scale_and_shift_may_be_learned(kind, key):
+    x, value = jax.random.normal(key, (3, 2, 2, 4)), jnp.full(4, 2.0)
+    norm = Norm(**{f"learn_{other}": other == kind for other in ("scale", "shift")})
+    alone, _ = run_images(normalise, norm, x, **{kind: value})
+    both, _ = run_images(normalise, Norm(), x, **{kind: value})
+    np.testing.assert_array_equal(alone, both)
+
+
 @pytest.mark.parametrize(
     "bad", [{"mode": "group"}, {"per_step": 0}, {"momentum": 1.1}, {"epsilon": 0.0}]
 )

@@ -20,7 +20,6 @@ from l2f_jax.inner import constant
 from l2f_jax.learners.gradient import task_view
 from l2f_jax.losses import accuracy, cross_entropy, supervised
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm
 from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.objectives import multi_step_loss, query_loss
 from l2f_jax.official import form_of_params
@@ -150,7 +149,6 @@ def is_used(name: str, options: dict) -> bool:
 
 def _learner(params, official, options):
     ways = len(params[oracle.HEAD[1]])
-    norm = Norm(per_step=official.per_step)
     if official.network == "conv4":
         kernel = official.meta.params["conv_0/kernel"]
         model = conv4(
@@ -158,11 +156,12 @@ def _learner(params, official, options):
             filters=kernel.shape[-1],
             conv_bias="conv_0/bias" in official.meta.params,
             pooling=options.get("pooling", "max"),
-            norm=norm,
+            norm=official.norm,
         )
     else:
         kernels = [official.meta.params[f"block_{b}/conv_0/kernel"] for b in range(4)]
-        model = resnet12(ways, widths=[k.shape[-1] for k in kernels], norm=norm)
+        widths = [k.shape[-1] for k in kernels]
+        model = resnet12(ways, widths=widths, norm=official.norm)
     start = attenuate(select=_select(options))
     learner = recipes.mamlpp(
         model,

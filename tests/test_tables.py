@@ -1,5 +1,6 @@
 """Tables: cells are trained once, missing ones are said to be, mistakes are named."""
 
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
 from experiments.cells import Result, members, resize, taken
+from experiments.identity import GAINED, check_same, resolved
 from experiments.recording import read_metrics
 from experiments.scores import START
 from experiments.tables import chosen_cells, described, markdown
@@ -294,6 +296,19 @@ def test_a_run_of_another_config_is_no_cell(tmp_path):
     (run / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="run.json is not the record of a run"):
         cells.judge({run: a.config})
+
+
+def test_a_record_may_lack_keys_that_configs_have_gained(tmp_path):
+    (cell,) = chosen_cells("4", "icons", "maml")
+    config = resolved(cell.config)
+    for key in GAINED:
+        *sections, last = key.split(".")
+        del functools.reduce(dict.__getitem__, sections, config)[last]
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    check_same(tmp_path, cell.config)
+    cell.config.model.norm.learn_scale = False
+    with pytest.raises(ValueError, match="learn_scale = 'absent', not False"):
+        check_same(tmp_path, cell.config)
 
 
 def test_a_cell_that_diverges_is_said_to_and_the_next_one_trained(

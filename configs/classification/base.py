@@ -45,6 +45,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm.per_step = 0
     config.model.norm.momentum = 0.1  # share of the new in "running" averages
     config.model.norm.epsilon = 1e-5  # added to the variance
+    config.model.norm.learn_scale = True  # False: no scale, as if it were 1 for ever
+    config.model.norm.learn_shift = True  # False: no shift, as if it were 0 for ever
 
     config.learner = ConfigDict()
     # Or "fomaml" (first order throughout), "meta_sgd", "mamlpp", "anil", "boil".

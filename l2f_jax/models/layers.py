@@ -124,12 +124,16 @@ class Norm:
       while the query images after t steps take those of step t.
     momentum: weight of the new statistics in a running average, in [0, 1].
     epsilon: added to the variance, above 0.
+    learn_scale, learn_shift: whether there is a scale and a shift; one that is not
+      learned is no parameter, but constant 1 or 0.
     """
 
     mode: Literal["batch", "support", "running", "layer"] = "batch"
     per_step: int | None = None
     momentum: float = 0.1
     epsilon: float = 1e-5
+    learn_scale: bool = True
+    learn_shift: bool = True
 
     def __post_init__(self):
         choices = ("batch", "support", "running", "layer")
@@ -153,7 +157,8 @@ BATCH = Norm("batch")
 
 
 def init_norm(norm: Norm, path: str, x: jax.ShapeDtypeStruct) -> tuple[Params, Stats]:
-    """Return scale 1, shift 0, and mean 0, variance 1 where statistics are recorded.
+    """Return scale 1, shift 0 where they are learned, and mean 0, variance 1 where
+    statistics are recorded.
 
     Args:
       norm: which statistics.
@@ -161,11 +166,14 @@ def init_norm(norm: Norm, path: str, x: jax.ShapeDtypeStruct) -> tuple[Params, S
       x: shape [n, H, W, C] and dtype of the images that the layer will see.
     """
     steps = () if norm.per_step is None else (norm.per_step,)
-    if norm.mode == "layer":
-        return {f"{path}/shift": jnp.zeros((*steps, *x.shape[1:]), x.dtype)}, {}
-    zeros = jnp.zeros((*steps, x.shape[-1]), x.dtype)
-    params = {f"{path}/scale": zeros + 1, f"{path}/shift": zeros}
-    if norm.mode == "batch":
+    shape = x.shape[1:] if norm.mode == "layer" else x.shape[-1:]
+    zeros = jnp.zeros((*steps, *shape), x.dtype)
+    params = {}
+    if norm.learn_scale and norm.mode != "layer":
+        params[f"{path}/scale"] = zeros + 1
+    if norm.learn_shift:
+        params[f"{path}/shift"] = zeros
+    if norm.mode in ("batch", "layer"):
         return params, {}
     if norm.mode == "support":
         zeros = jnp.zeros(x.shape[-1], x.dtype)
@@ -191,6 +199,8 @@ def normalise(
     if norm.mode == "layer":
         mean, variance = _moments(x, axes=(1, 2, 3))
         standard = (x - mean) * lax.rsqrt(variance + norm.epsilon)
+        if not norm.learn_shift:
+            return standard, stats
         shift = _at_step(norm, params[f"{path}/shift"], step)
         return standard + lax.broadcast_to_rank(shift, x.ndim), stats
     gain, offset, stats = _affine(norm, params, stats, path, x, phase, step)
@@ -234,9 +244,14 @@ def _affine(
     else:
         mean, variance = (m.reshape(-1) for m in _moments(x, axes=(0, 1, 2)))
         stats = stats | _recorded(norm, stats, path, x, (mean, variance), step)
-    scale = _at_step(norm, params[f"{path}/scale"], step)
-    gain = scale * lax.rsqrt(variance + norm.epsilon)
-    offset = _at_step(norm, params[f"{path}/shift"], step) - mean * gain
+    gain = lax.rsqrt(variance + norm.epsilon)
+    if norm.learn_scale:
+        gain = _at_step(norm, params[f"{path}/scale"], step) * gain
+    offset = mean * gain
+    if norm.learn_shift:
+        offset = _at_step(norm, params[f"{path}/shift"], step) - offset
+    else:
+        offset = -offset
     gain, offset = (lax.broadcast_to_rank(v, x.ndim) for v in (gain, offset))
     return gain, offset, stats
 
