@@ -70,6 +70,30 @@ def test_per_step_shift_is_indexed_and_the_last_is_kept(step, expected):
     np.testing.assert_allclose(y.mean(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("norm", "kind", "shape", "expected"),
+    [
+        (Norm(per_step=3), "scale", (1,), r"\(3\) it must be \(3, 1\)"),
+        (Norm(per_step=3), "shift", (2, 1), r"\(3\) it must be \(3, 1\)"),
+        (Norm(), "scale", (1, 1), r"\(None\) it must be \(1,\)"),
+        (Norm("layer", per_step=3), "shift", (1, 1, 1), r"must be \(3, 1, 1, 1\)"),
+    ],
+)
+def test_tensors_for_another_number_of_steps_are_refused(norm, kind, shape, expected):
+    shown = str(shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(
+        ValueError, match=f"`norm/{kind}` has shape {shown}; .*{expected}"
+    ):
+        run(norm, column(1, 3), **{kind: np.ones(shape)})
+
+
+def test_running_averages_for_another_number_of_steps_are_refused():
+    _, stats = init_norm(Norm("running"), "norm", column(1, 3))
+    for phase in ("support", "test"):
+        with pytest.raises(ValueError, match="`norm/mean` has shape"):
+            run(Norm("running", per_step=2), column(1, 3), stats, phase=phase)
+
+
 def test_per_step_running_statistics_move_one_step_only():
     norm = Norm("running", per_step=2)
     _, stats = run(norm, column(1, 3), step=1)

@@ -201,7 +201,7 @@ def normalise(
         standard = (x - mean) * lax.rsqrt(variance + norm.epsilon)
         if not norm.learn_shift:
             return standard, stats
-        shift = _at_step(norm, params[f"{path}/shift"], step)
+        shift = _at_step(norm, params, f"{path}/shift", step, x.shape[1:])
         return standard + lax.broadcast_to_rank(shift, x.ndim), stats
     gain, offset, stats = _affine(norm, params, stats, path, x, phase, step)
     return x * gain + offset, stats
@@ -236,20 +236,21 @@ def _affine(
     step: Array | int,
 ) -> tuple[Array, Array, Stats]:
     """Return (gain, offset) of each channel, and statistics: x * gain + offset."""
+    channels = x.shape[-1:]
     if (norm.mode, phase) in (("support", "query"), ("support", "test")):
         mean, variance = stats[f"{path}/mean"], stats[f"{path}/variance"]
     elif (norm.mode, phase) == ("running", "test"):
-        mean = _at_step(norm, stats[f"{path}/mean"], step)
-        variance = _at_step(norm, stats[f"{path}/variance"], step)
+        mean = _at_step(norm, stats, f"{path}/mean", step, channels)
+        variance = _at_step(norm, stats, f"{path}/variance", step, channels)
     else:
         mean, variance = (m.reshape(-1) for m in _moments(x, axes=(0, 1, 2)))
         stats = stats | _recorded(norm, stats, path, x, (mean, variance), step)
     gain = lax.rsqrt(variance + norm.epsilon)
     if norm.learn_scale:
-        gain = _at_step(norm, params[f"{path}/scale"], step) * gain
+        gain = _at_step(norm, params, f"{path}/scale", step, channels) * gain
     offset = mean * gain
     if norm.learn_shift:
-        offset = _at_step(norm, params[f"{path}/shift"], step) - offset
+        offset = _at_step(norm, params, f"{path}/shift", step, channels) - offset
     else:
         offset = -offset
     gain, offset = (lax.broadcast_to_rank(v, x.ndim) for v in (gain, offset))
@@ -267,21 +268,38 @@ def _recorded(
         count = x.size // x.shape[-1]
         unbiased = variance * (count / max(count - 1, 1))
         seen = {f"{path}/mean": mean, f"{path}/variance": unbiased}
-        return {k: _move(norm, stats[k], v, step) for k, v in seen.items()}
+        return {k: _move(norm, stats, k, v, step) for k, v in seen.items()}
     return {}
 
 
-def _move(norm: Norm, average: Array, new: Array, step: Array | int) -> Array:
+def _move(norm: Norm, stats: Stats, path: str, new: Array, step: Array | int) -> Array:
     """Move a running average (that of the inner step) towards the new statistic."""
-    moved = (1 - norm.momentum) * _at_step(norm, average, step)
+    moved = (1 - norm.momentum) * _at_step(norm, stats, path, step, new.shape)
     moved = moved + norm.momentum * lax.stop_gradient(new)
     if norm.per_step is None:
         return moved
-    return lax.dynamic_update_index_in_dim(average, moved, step, axis=0)
+    return lax.dynamic_update_index_in_dim(stats[path], moved, step, axis=0)
 
 
-def _at_step(norm: Norm, x: Array, step: Array | int) -> Array:
-    """Select the entry of an inner step; steps beyond the last use the last."""
+def _at_step(
+    norm: Norm,
+    tensors: dict[str, Array],
+    path: str,
+    step: Array | int,
+    shape: tuple[int, ...],
+) -> Array:
+    """Select the entry, [*shape], of an inner step; steps beyond the last use the last.
+
+    Raises:
+      ValueError: the tensor is not [*shape], or [per_step, *shape].
+    """
+    x = tensors[path]
+    expected = shape if norm.per_step is None else (norm.per_step, *shape)
+    if x.shape != expected:  # it would be broadcast to something else without a word
+        raise ValueError(
+            f"`{path}` has shape {x.shape}; with `per_step` ({norm.per_step}) it must "
+            f"be {expected}"
+        )
     if norm.per_step is None:
         return x
     return lax.dynamic_index_in_dim(x, step, keepdims=False)
