@@ -16,6 +16,7 @@ ABSENT = "absent"  # what a record says of a key that the config has gained sinc
 GAINED = {
     "model.norm.learn_scale": True,
     "model.norm.learn_shift": True,
+    "model.padding": 1,
     "transform.embedding_scope": "layer",
 }
 

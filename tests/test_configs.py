@@ -16,6 +16,7 @@ from configs.classification import omniglot
 from configs.classification.base import VARIANTS, get_config
 from l2f_jax import backend
 from l2f_jax.data.writer import write_bank
+from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import Norm
 from l2f_jax.problems import build
 from l2f_jax.transforms import attenuate
@@ -107,6 +108,7 @@ def test_update_keeps_the_shape_of_the_state(name, variant, bank):
     ("key", "values"),
     [
         ("model.pooling", ["max", "stride"]),
+        ("model.padding", [2]),
         ("model.conv", backend.CONVOLUTIONS),
         ("model.norm.mode", ["batch", "support", "running", "layer"]),
         ("model.norm.per_step", [5]),
@@ -145,6 +147,7 @@ def test_keys_with_a_default_may_be_left_out(config, key):
 
 
 YOUNGER = {  # keys that older runs were recorded without
+    "model": (conv4, ("padding",)),
     "model.norm": (Norm, ("momentum", "epsilon", "learn_scale", "learn_shift")),
     "transform": (attenuate, ("bias", "embedding_scope", "embedding_scale")),
 }
@@ -188,6 +191,7 @@ def test_an_attenuation_may_start_near_one(config):
         ("data.placement", "disk"),
         ("model.name", "vgg"),
         ("model.pooling", "mean"),
+        ("model.padding", -1),
         ("model.conv", "fft"),
         ("model.norm.mode", "group"),
         ("model.norm.per_step", -1),

@@ -1,5 +1,7 @@
 """Every way to convolve against XLA's own convolution, in value and derivatives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax import lax
 
 from l2f_jax.backend import CONVOLUTIONS, convolution, cpu_devices, task_map
-from l2f_jax.models.convolution import conv, patches
+from l2f_jax.models.convolution import conv, patches, side_after
 
 pytestmark = pytest.mark.usefixtures("x64")
 METHODS = [m for m in CONVOLUTIONS if m != "xla"]
@@ -22,8 +24,8 @@ def inputs(shape):
     return x, kernel, jax.random.normal(keys[2], (2, 5, 4, filters))
 
 
-def direct(x, kernel, stride=1):
-    pad = kernel.shape[0] // 2
+def direct(x, kernel, stride=1, padding=None):
+    pad = kernel.shape[0] // 2 if padding is None else padding
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(pad, pad)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -48,6 +50,32 @@ def test_stride_two_of_an_odd_map(method):
     ours = conv(x, kernel, stride=2, method=method)
     assert ours.shape == (2, 3, 2, 3)
     close(ours, direct(x, kernel, stride=2))
+
+
+@pytest.mark.parametrize("method", CONVOLUTIONS)
+@pytest.mark.parametrize(("padding", "sides"), [(0, (3, 2)), (2, (7, 6)), (3, (9, 8))])
+def test_any_padding(method, padding, sides):
+    x, kernel, _ = inputs((3, 2, 3))
+    ours = conv(x, kernel, padding=padding, method=method)
+    assert (
+        ours.shape[1:3] == sides == tuple(side_after(n, 3, 1, padding) for n in (5, 4))
+    )
+    close(ours, direct(x, kernel, padding=padding))
+    strided = conv(x, kernel, stride=2, padding=padding, method=method)
+    assert strided.shape[1:3] == tuple(side_after(n, 3, 2, padding) for n in (5, 4))
+    close(strided, direct(x, kernel, stride=2, padding=padding))
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_derivatives_with_any_padding(padding):
+    def gradients(convolve):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel, padding=padding)))
+
+        return jax.grad(loss, argnums=(0, 1))(*inputs((3, 2, 3))[:2])
+
+    ours = functools.partial(conv, method="forward")
+    close(gradients(ours), gradients(direct))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,7 +113,7 @@ def test_kernels_of_their_own_under_vmap(method):
 def test_patches_of_a_corner():
     # The window around pixel (0, 0) of 1 2 / 3 4 has the four in its lower right.
     x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
-    window = patches(x, 3)[0, 0, 0].reshape(3, 3)
+    window = patches(x, 3, 1, 1)[0, 0, 0].reshape(3, 3)
     close(window, jnp.asarray([[0.0, 0, 0], [0, 1, 2], [0, 3, 4]]))
 
 

@@ -43,6 +43,22 @@ def test_conv4_features():
     assert shapes(strided, 84, 84, 3)["conv_0/bias"].shape == (48,)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "padding", "features"),
+    # Of 20: 18, 9, 7, 3 and 22, 11, 13, 6; strided 9, 4 and 11, 7, then averaged.
+    [("max", 0, 9), ("max", 2, 36), ("stride", 0, 1), ("stride", 2, 1)],
+)
+def test_conv4_with_any_padding(pooling, padding, features):
+    # The shifts of this norm tell the size of every map.
+    options = dict(stages=2, pooling=pooling, padding=padding, norm=Norm("layer"))
+    model = conv4(3, filters=4, **options)
+    params = shapes(model, 20, 20, 1)
+    assert params["head/kernel"].shape == (4 * features, 3)
+    images = jax.ShapeDtypeStruct((2, 20, 20, 1), jnp.float32)
+    outputs, _ = jax.eval_shape(lambda p, x: model.apply(p, {}, x), params, images)
+    assert outputs.shape == (2, 3)
+
+
 def test_per_step_norm_has_a_leading_axis():
     params = shapes(conv4(5, norm=Norm(per_step=5)), 28, 28, 1)
     assert params["norm_0/scale"].shape == (5, 48)
@@ -79,6 +95,8 @@ def test_initial_values(key):
 def test_images_too_small_for_the_pooling_are_refused(key):
     with pytest.raises(ValueError, match="too small"):
         conv4(5).init(key, jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match=r"too small .* `padding` 0"):
+        conv4(5, padding=0, pooling="stride").init(key, jnp.zeros((1, 20, 20, 1)))
 
 
 def test_mlp_by_hand():

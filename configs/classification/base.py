@@ -100,6 +100,7 @@ def conv4() -> ConfigDict:
     model.stages = 4
     model.filters = 48
     model.conv_bias = False  # True in MAML++
+    model.padding = 1  # pixels of zeros around what a convolution sees
     model.pooling = "max"  # "stride": strided convolutions, average pool at the end
     model.conv = "auto"  # "forward", "im2col", "xla"; auto: by backend
     return model

@@ -14,6 +14,7 @@ from jax import lax
 from l2f_jax import backend, tree
 from l2f_jax.models import layers
 from l2f_jax.models.convolution import conv as conv_layer
+from l2f_jax.models.convolution import side_after
 from l2f_jax.models.layers import BATCH, Norm
 from l2f_jax.types import Array, Model, Params, Phase, Stats
 
@@ -26,6 +27,7 @@ def conv4(
     filters: int = 48,
     stages: int = 4,
     conv_bias: bool = False,
+    padding: int = 1,
     pooling: Literal["max", "stride"] = "max",
     norm: Norm = BATCH,
     conv: str = "auto",
@@ -41,6 +43,8 @@ def conv4(
       filters: channels of every stage.
       stages: number of stages; each halves the map.
       conv_bias: add a bias after each convolution, as MAML++ does.
+      padding: zeros on each side of what a convolution sees, in pixels, at least 0; 1
+        keeps the map's size.
       pooling: "max" pools and flattens the last map; "stride" convolves with stride 2
         and averages the last map.
       norm: which statistics normalisation uses.
@@ -48,6 +52,8 @@ def conv4(
     """
     if pooling not in ("max", "stride"):
         raise ValueError(f"`pooling` ({pooling!r}) must be one of max, stride")
+    if padding < 0:
+        raise ValueError(f"`padding` ({padding}) must be at least 0")
     method = backend.convolution(conv)
     stride = 2 if pooling == "stride" else 1
 
@@ -60,18 +66,20 @@ def conv4(
             params[f"conv_{b}/kernel"] = layers.glorot(conv_key, kernel, inputs.dtype)
             if conv_bias:
                 params[f"conv_{b}/bias"] = jnp.zeros(filters, inputs.dtype)
-            height, width = -(-height // stride), -(-width // stride)
+            height = side_after(height, 3, stride, padding)
+            width = side_after(width, 3, stride, padding)
             x = jax.ShapeDtypeStruct((images, height, width, filters), inputs.dtype)
             affine, recorded = layers.init_norm(norm, f"norm_{b}", x)
             params, stats = params | affine, stats | recorded
             if pooling == "max":
                 height, width = height // 2, width // 2
+            if 0 in (height, width):
+                raise ValueError(
+                    f"`inputs` {inputs.shape} are too small for {stages} stages with "
+                    f"`padding` {padding}"
+                )
             channels = filters
         features = filters if pooling == "stride" else filters * height * width
-        if features == 0:
-            raise ValueError(
-                f"`inputs` {inputs.shape} are too small for {stages} stages of pooling"
-            )
         head = layers.init_head(head_key, features, outputs, inputs.dtype)
         return tree.merge(params, head), tree.merge(stats)
 
@@ -87,7 +95,8 @@ def conv4(
         del key  # nothing here is random
         x = inputs
         for b in range(stages):
-            x = conv_layer(x, params[f"conv_{b}/kernel"], stride=stride, method=method)
+            kernel = params[f"conv_{b}/kernel"]
+            x = conv_layer(x, kernel, stride=stride, padding=padding, method=method)
             if conv_bias:
                 x = x + lax.broadcast_to_rank(params[f"conv_{b}/bias"], x.ndim)
             # Pooling before the activation gives the same values, as it is increasing.

@@ -12,31 +12,48 @@ from jax import lax
 from l2f_jax.types import Array
 
 
-def conv(x: Array, kernel: Array, *, stride: int = 1, method: str) -> Array:
-    """Convolve with zero padding size // 2, so that stride 1 keeps the map's size.
+def conv(
+    x: Array,
+    kernel: Array,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    method: str,
+) -> Array:
+    """Convolve images.
 
     Args:
       x: images [n, H, W, C].
       kernel: [size, size, C, F], size odd.
       stride: step of the window, in pixels.
+      padding: zeros on each side of the images, in pixels, at least 0; None is
+        size // 2, with which stride 1 keeps the map's size.
       method: see `backend.convolution`. "forward" has its own rule for reverse-mode
         derivatives of any order, but none for forward mode; it is for stride 1, and a
         larger stride takes "im2col".
     Returns:
-      [n, ceil(H / stride), ceil(W / stride), F].
+      [n, H', W', F], sides as of `side_after`.
     """
+    half = kernel.shape[0] // 2
+    padding = half if padding is None else padding
     if method == "xla":
-        return _xla(x, kernel, stride)
+        return _xla(x, kernel, stride, padding)
     if method == "forward" and stride == 1:
-        return _convolve(x, kernel)
-    return _im2col(x, kernel, stride)
+        # Its rule keeps the map's size: what is more is added before, less cut after.
+        y = _convolve(_frame(x, max(padding - half, 0)), kernel)
+        return _frame(y, min(padding - half, 0))
+    return _im2col(x, kernel, stride, padding)
 
 
-def patches(x: Array, size: int, stride: int = 1) -> Array:
+def side_after(side: int, size: int, stride: int, padding: int) -> int:
+    """Return the height or width of what `conv` makes of images of one; least 0."""
+    return max((side + 2 * padding - size) // stride + 1, 0)
+
+
+def patches(x: Array, size: int, stride: int, padding: int) -> Array:
     """Gather each output pixel's window: [n, H, W, C] -> [n, H', W', size^2 C]."""
-    pad = size // 2
-    height, width = x.shape[1], x.shape[2]
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    x = _frame(x, padding)
+    height, width = (side - size + 1 for side in x.shape[1:3])
     windows = [
         x[:, row : row + height : stride, column : column + width : stride]
         for row in range(size)
@@ -45,9 +62,18 @@ def patches(x: Array, size: int, stride: int = 1) -> Array:
     return jnp.concatenate(windows, axis=-1)
 
 
-def _im2col(x: Array, kernel: Array, stride: int) -> Array:
+def _frame(x: Array, width: int) -> Array:
+    """Put a frame of zeros around images; one of negative width is cut off."""
+    if width == 0:
+        return x
+    sides = (width, width, 0)
+    around = ((0, 0, 0), sides, sides, (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), around)
+
+
+def _im2col(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     size, _, channels, filters = kernel.shape
-    windows = patches(x, size, stride)
+    windows = patches(x, size, stride, padding)
     # As a product of two matrices: with the pixels left in three axes, XLA transposes
     # the gradients in memory and the whole meta-gradient takes 1.4 times as long.
     flat = windows.reshape(-1, size * size * channels)
@@ -55,13 +81,12 @@ def _im2col(x: Array, kernel: Array, stride: int) -> Array:
     return products.reshape(*windows.shape[:-1], filters)
 
 
-def _xla(x: Array, kernel: Array, stride: int) -> Array:
-    pad = kernel.shape[0] // 2
+def _xla(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=[(pad, pad)] * 2,
+        padding=[(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -75,8 +100,8 @@ def _xla(x: Array, kernel: Array, stride: int) -> Array:
 
 @jax.custom_vjp
 def _convolve(x: Array, kernel: Array) -> Array:
-    """Convolve with stride 1: y = x * K."""
-    return _xla(x, kernel, 1)
+    """Convolve with stride 1 to a map of the same size: y = x * K."""
+    return _xla(x, kernel, 1, kernel.shape[0] // 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -91,7 +116,8 @@ def _correlate(x: Array, y: Array, size: int) -> Array:
     tall = features > filters
 
     def add(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        rows = patches(image[0][None], size).reshape(-1, features)
+        windows = patches(image[0][None], size, 1, size // 2)
+        rows = windows.reshape(-1, features)
         columns = image[1].reshape(-1, filters)
         return total + (columns.T @ rows if tall else rows.T @ columns), None
 
