@@ -159,13 +159,14 @@ def to_official(
     """Translate meta-parameters to an official state dict: `from_official` undone.
 
     Args:
-      meta: `params` of `conv4` or `resnet12` with batch norm; `transform` () or that of
-        `attenuate()`, layer-wise with two layers; `rule` () or rates per step.
+      meta: `params` of `conv4` with batch or layer norm, or of `resnet12` with batch
+        norm; `transform` () or that of `attenuate()`, layer-wise with two layers;
+        `rule` () or rates per step.
       rates: {path of each adapted tensor: [steps]}; None takes the learned `meta.rule`.
       feature_map: (height, width) of the map that the head sees; None: it is square.
     Returns:
       {official name: array}, with the zero running statistics that the official code
-      looks for.
+      looks for. Without any norm parameters it is batch norm.
     Raises:
       ValueError: if the official code has no such network, attenuator or rates.
     """
@@ -180,7 +181,7 @@ def to_official(
     for name, path in form.names.items():
         state[name] = _channels_first(path, params[path])
     for layer in form.layers:
-        state |= _stored_norm(layer, state)
+        state |= _stored_norm(form, layer, state)
     if phi:
         # argsort leads to sorted order; the argsort of that leads back.
         phi = _reorder(phi, np.argsort(np.argsort(form.adapted)))
@@ -190,16 +191,19 @@ def to_official(
 
 def _norm(form: Form, params: Arrays) -> Norm:
     """Return what the norm layers of these parameters do."""
+    learn_shift = "shift" not in form.constant
+    if form.norm == "layer":
+        return Norm("layer", learn_shift=learn_shift)
     path = form.layers[0].norm
     affine = [params[k] for k in (f"{path}/scale", f"{path}/shift") if k in params]
     return Norm(
         per_step=len(affine[0]) if affine and affine[0].ndim == 2 else None,
         learn_scale="scale" not in form.constant,
-        learn_shift="shift" not in form.constant,
+        learn_shift=learn_shift,
     )
 
 
-def _stored_norm(layer: Layer, state: Arrays) -> Arrays:
+def _stored_norm(form: Form, layer: Layer, state: Arrays) -> Arrays:
     """Return all that the official code stores of a norm layer.
 
     What the state lacks of scale and shift is constant.
@@ -207,7 +211,8 @@ def _stored_norm(layer: Layer, state: Arrays) -> Arrays:
     norm = f"{PREFIX}{layer.official_norm}."
     channels = state[f"{PREFIX}{layer.official_conv}.weight"][:, 0, 0, 0]
     like = state.get(f"{norm}weight", state.get(f"{norm}bias", channels))
-    kinds = ("weight", "bias", "running_mean", "running_var")
+    statistics = () if form.norm == "layer" else ("running_mean", "running_var")
+    kinds = ("weight", "bias", *statistics)
     stored = {norm + kind: np.full_like(like, kind == "weight") for kind in kinds}
     return {name: state.get(name, x) for name, x in stored.items()}
 
@@ -252,14 +257,16 @@ def _reorder(phi: Arrays, order: np.ndarray) -> Arrays:
 
 
 def _channels_last(path: str, x: np.ndarray) -> np.ndarray:
-    """Turn OIHW into HWIO and [out, in] into [in, out]."""
-    x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
+    """Turn OIHW into HWIO, CHW into HWC and [out, in] into [in, out]."""
+    axes = {4: (2, 3, 1, 0), 3: (1, 2, 0)}
+    x = x.transpose(axes[x.ndim]) if x.ndim in axes else x
     return np.ascontiguousarray(x.T if path == "head/kernel" else x)
 
 
 def _channels_first(path: str, x: np.ndarray) -> np.ndarray:
-    """Turn HWIO into OIHW and [in, out] into [out, in]."""
-    x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+    """Turn HWIO into OIHW, HWC into CHW and [in, out] into [out, in]."""
+    axes = {4: (3, 2, 0, 1), 3: (2, 0, 1)}
+    x = x.transpose(axes[x.ndim]) if x.ndim in axes else x
     return np.ascontiguousarray(x.T if path == "head/kernel" else x)
 
 

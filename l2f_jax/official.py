@@ -18,6 +18,7 @@ ATTENUATOR = {
 }
 
 NEUTRAL = {"scale": 1, "shift": 0}  # of a norm, where it is not learned
+AXES = {"batch": {1, 2}, "layer": {3}}  # of a norm's shift: [C], [steps, C]; [H, W, C]
 
 Arrays = dict[str, Any]  # official name or path -> np.ndarray
 
@@ -35,11 +36,13 @@ class Layer(NamedTuple):
 class Form(NamedTuple):
     """Which of the official networks a set of tensors belongs to.
 
+    norm: "batch" or, for Conv4 alone, "layer", whose scale is constant.
     constant: which of "scale", "shift" of the norm layers are not learned; the official
       code stores them, here they are no parameters.
     """
 
     network: str
+    norm: str
     conv_bias: bool
     constant: tuple[str, ...]
     attenuate: bool
@@ -107,8 +110,13 @@ def _resnet12_block(b: int) -> list[Layer]:
 def form_of_state(tensors: Arrays, constant: tuple[str, ...]) -> Form:
     """Guess from telling names; whether all the others are there is checked later."""
     resnet12 = any(name.startswith(f"{PREFIX}layer") for name in tensors)
+    shift = tensors.get(f"{PREFIX}conv0.norm_layer.bias", np.zeros(0))
+    norm = "layer" if shift.ndim in AXES["layer"] else "batch"
+    if norm == "layer":
+        constant = ("scale", *constant)
     form = Form(
         network="resnet12" if resnet12 else "conv4",
+        norm=norm,
         conv_bias=f"{PREFIX}conv0.conv.bias" in tensors,
         constant=constant,
         attenuate=any(name.startswith("attenuator.") for name in tensors),
@@ -126,27 +134,31 @@ def form_of_params(params: Arrays, rates: Arrays) -> Form:
     Raises ValueError if the official code has none.
     """
     kinds = {path.rpartition("/")[2] for path in params}
-    constant = tuple(kind for kind in NEUTRAL if kind not in kinds)
-    forms = [
-        Form(network, conv_bias, constant, attenuate=False, adapts_norm=adapts_norm)
-        for network in ("conv4", "resnet12")
-        for conv_bias in (False, True)
-        for adapts_norm in (False, True)
-    ]
-    forms = [form for form in forms if set(form.names.values()) == set(params)]
-    if not forms:
+    axes = {x.ndim for path, x in params.items() if path.endswith("/shift")}
+    form = Form(
+        network="resnet12" if "block_0/conv_0/kernel" in params else "conv4",
+        norm="layer" if axes == AXES["layer"] else "batch",
+        conv_bias="conv_0/bias" in params,
+        constant=tuple(kind for kind in NEUTRAL if kind not in kinds),
+        attenuate=False,
+        adapts_norm=False,
+    )
+    strange = (form.network, form.norm) == ("resnet12", "layer")
+    strange = strange or not axes <= AXES[form.norm]
+    if strange or set(form.names.values()) != set(params):
         raise ValueError(
             f"`meta.params` ({', '.join(params)}) must have the paths of conv4 (four "
-            "stages) or resnet12, with batch norm"
+            "stages) with batch or layer norm, or of resnet12 with batch norm"
         )
-    forms = [form for form in forms if set(form.adapted) == set(rates)]
+    forms = [form, form._replace(adapts_norm=True)]
+    fitting = [form for form in forms if set(form.adapted) == set(rates)]
     shapes = {x.shape for x in rates.values()}
-    if not forms or len(shapes) != 1 or len(*shapes) != 1:
+    if not fitting or len(shapes) != 1 or len(*shapes) != 1:
         raise ValueError(
             f"`rates` (of {', '.join(rates) or 'nothing'}) must be [steps] for every "
             "tensor of `meta.params`, or for every one outside the norm layers"
         )
-    return forms[0]
+    return fitting[0]
 
 
 def check_state(form: Form, tensors: Arrays) -> None:
@@ -178,7 +190,8 @@ def _shapes(form: Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
     # A tensor of too few axes has no width; it is refused below for its own shape.
     width = {path: (*shape, None)[0] for path, shape in found.items()}
     image = (*found[f"{first.conv}/kernel"], None, None)[1]
-    steps = found[f"{first.norm}/scale"][:-1]
+    scale = found[f"{first.norm}/scale"]
+    steps = scale[:-1] if len(scale) == 2 else ()
     n, ways = len(form.adapted), width["head/kernel"]
     shapes = {"head/kernel": (ways, None), "head/bias": (ways,)}
     for layer in form.layers:
@@ -188,7 +201,10 @@ def _shapes(form: Form, tensors: Arrays) -> dict[str, tuple[int | None, ...]]:
         inputs = width.get(f"{layer.source}/kernel", image)
         shapes[f"{layer.conv}/kernel"] = (out, inputs, size, size)
         shapes[f"{layer.conv}/bias"] = (out,)
-        shapes[f"{layer.norm}/scale"] = shapes[f"{layer.norm}/shift"] = (*steps, out)
+        shift = found[f"{layer.norm}/shift"]
+        sides = (*shift[1:], None, None)[:2]
+        affine = (out, *sides) if form.norm == "layer" else (*steps, out)
+        shapes[f"{layer.norm}/scale"] = shapes[f"{layer.norm}/shift"] = affine
     expected = {name: shapes[path] for name, path in form.tensors.items()}
     if form.attenuate:
         expected |= dict(zip(ATTENUATOR, [(n, n), (n,)] * 2, strict=True))

@@ -39,6 +39,13 @@ def batch_norm(x, scale, shift):
     return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
 
 
+def layer_norm(x, scale, shift):
+    """Normalise each image by its own statistics; scale and shift [C, H, W]."""
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    variance = ((x - mean) ** 2).mean(axis=(1, 2, 3), keepdims=True)
+    return (x - mean) / jnp.sqrt(variance + 1e-5) * scale[None] + shift[None]
+
+
 def max_pool(x, padding=0):
     """Take the maximum of 2x2 windows, an odd last row or column dropped."""
     p = padding
@@ -57,6 +64,8 @@ def leaky_relu(x, slope):
 def normalise(params, x, name, step):
     """Apply the norm layer `name`; [steps, channels] tensors are indexed by step."""
     scale, shift = params[name + ".weight"], params[name + ".bias"]
+    if scale.ndim == 3:
+        return layer_norm(x, scale, shift)
     if scale.ndim == 2:
         scale, shift = scale[step], shift[step]
     return batch_norm(x, scale, shift)
@@ -344,11 +353,14 @@ def initial_params(
     steps=2,
     rate=0.05,
     per_step_norm=False,
+    layer_norm=False,
     adapt_norm=False,
     conv_bias=False,
     pooling="max",
 ):
     """Draw parameters where no scale is exactly one and no bias exactly zero.
+
+    But the scale of a layer norm is one, as the official code does not learn it.
 
     The attenuator is always there; without `attenuate`, `iteration` ignores it.
 
@@ -373,8 +385,11 @@ def initial_params(
             if conv_bias:
                 draw(conv + ".bias", outputs, spread=0.1)
             shape = (steps, outputs) if per_step_norm else (outputs,)
+            if layer_norm:  # of Conv4, whose maps are halved by each stage
+                shape = (outputs, height >> block, width >> block)
             draw(norm + ".bias", *shape, spread=0.3)
-            draw(norm + ".weight", *shape, centre=1.0, spread=0.3)
+            spread = 0.0 if layer_norm else 0.3
+            draw(norm + ".weight", *shape, centre=1.0, spread=spread)
         channels = outputs
     averaged = network == "resnet12" or pooling == "stride"
     features = channels if averaged else channels * (height // 16) * (width // 16)

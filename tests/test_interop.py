@@ -23,6 +23,7 @@ VARIANTS = [
     {"adapt_norm": True, "conv_bias": True, "per_step_norm": True},
     {"network": "resnet12"},
     {"network": "resnet12", "adapt_norm": True, "per_step_norm": True},
+    {"layer_norm": True, "image": (2, 32, 32)},
 ]
 LAYER_0 = {"conv4": "conv0.", "resnet12": "layer0.conv1."}
 
@@ -42,6 +43,12 @@ def assert_same(got, want):
         np.testing.assert_array_equal(got[name], x, err_msg=name)
 
 
+def norm_of(variant):
+    if "layer_norm" in variant:
+        return Norm("layer")
+    return Norm(per_step=2 if "per_step_norm" in variant else None)
+
+
 def used(state):
     return {name: x for name, x in state.items() if "running" not in name}
 
@@ -54,7 +61,7 @@ def test_there_and_back_is_the_identity(variant, attenuate, learned_rates):
     model = from_official(state, learned_rates=learned_rates)
     assert model.attenuate == attenuate == bool(model.meta.transform)
     assert model.network == variant.get("network", "conv4")
-    assert model.norm == Norm(per_step=2 if "per_step_norm" in variant else None)
+    assert model.norm == norm_of(variant)
     assert model.adapts_norm == variant.get("adapt_norm", False)
     rates = None if learned_rates else model.rates
     again = to_official(model.meta, rates)
@@ -87,6 +94,20 @@ def test_a_scale_or_shift_that_was_not_learned_is_left_out(variant, learned, ada
     assert_same(used(to_official(model.meta, model.rates)), state)
 
 
+def test_a_layer_norm_keeps_its_shift_of_each_pixel_and_no_statistics():
+    state = official(layer_norm=True, image=(2, 16, 48))
+    bias = state[oracle.NETWORK + "conv1.norm_layer.bias"]
+    model = from_official(state, feature_map=(1, 3))
+    shift = model.meta.params["norm_1/shift"]
+    assert (bias.shape, shift.shape) == ((4, 8, 24), (8, 24, 4))
+    assert shift[7, 20, 2] == bias[2, 7, 20]
+    again = to_official(model.meta, model.rates, feature_map=(1, 3))
+    assert not any("running" in name for name in again)
+    name = oracle.NETWORK + "conv0.norm_layer.weight"
+    with pytest.raises(ValueError, match=f"{name}' is learned, not constant 1"):
+        from_official(state | {name: 2 * state[name]})
+
+
 def test_a_learned_scale_or_shift_is_not_left_out():
     with pytest.raises(
         ValueError, match="conv3.norm_layer.bias' is learned, not const"
@@ -101,11 +122,11 @@ def test_float32_stays_float32():
     assert_same(used(to_official(model.meta, model.rates)), state)
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (1, 5, 7)])
+@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (5, 7, 8)])
 def test_logits_are_those_of_the_official_network(variant):
     state = official(**variant)
     network = variant.get("network", "conv4")
-    norm = Norm(per_step=2 if "per_step_norm" in variant else None)
+    norm = norm_of(variant)
     if network == "conv4":  # its `filters` matter to `init` alone
         model = conv4(3, conv_bias="conv_bias" in variant, norm=norm)
     else:
@@ -223,12 +244,17 @@ def test_all_missing_and_left_over_tensors_are_named():
         ("conv4", "conv2.norm_layer.weight", (2, 5), r"\(5\)"),
         ("conv4", "linear.bias", (4,), r"\(3\)"),
         ("conv4", "linear.weights", (18,), r"\(18, any\)"),
+        ("layer norm", "conv2.norm_layer.bias", (5, 4), r"\(5, 4, any\)"),
+        ("layer norm", "conv2.norm_layer.weight", (5, 2, 2), r"\(5, 4, 4\)"),
+        ("resnet12", "layer0.conv1.norm_layer.bias", (3, 8, 8), r"\(3\)"),
         ("resnet12", "layer2.conv3.weight", (5, 5, 1, 1), r"\(5, 5, 3, 3\)"),
         ("resnet12", "layer1.shortcut_conv.weight", (3, 3, 1, 1), r"\(4, 3, 1, 1\)"),
     ],
 )
 def test_wrong_shape_is_named_with_both_shapes(network, name, shape, expected):
-    state = official(network=network)
+    layer_norm = network == "layer norm"
+    variant = {"layer_norm": True} if layer_norm else {"network": network}
+    state = official(**variant)
     state[oracle.NETWORK + name] = np.zeros(shape)
     found = str(shape).replace("(", r"\(").replace(")", r"\)")
     message = f"'{oracle.NETWORK}{name}' has shape {found}, expected {expected}"
@@ -258,6 +284,10 @@ def test_meta_parameters_without_an_official_form_are_refused():
         )
     with pytest.raises(ValueError, match=r"`meta.params` \(w\) must have the paths"):
         to_official(MetaParams({"w": np.zeros(3)}, (), ()))
+    model = from_official(official(layer_norm=True))
+    steps = {"norm_0/shift": np.zeros((2, 16, 16, 3))}
+    with pytest.raises(ValueError, match="must have the paths of conv4"):
+        to_official(model.meta._replace(params=model.meta.params | steps), rates)
 
 
 def test_files_with_numpy_scalars_beside_the_tensors_are_read(tmp_path):
