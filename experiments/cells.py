@@ -83,7 +83,7 @@ def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
         with taken(run) as mine:
             if not mine:
                 continue
-            if matched and source:
+            if matched and source and not recorded:
                 config.learner.rates = _matching(source)
             try:
                 if not train(config, run):
