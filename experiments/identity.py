@@ -118,13 +118,16 @@ def check_comparable(records: dict[Path, dict[str, Any]]) -> None:
 def _tasks(record: dict[str, Any]) -> dict[str, Any]:
     """Return what decides the tasks that a run is judged on."""
     config, facts = record["config"], dict(record["data"])
+    own = config["evaluation"]
+    evaluation = {"seed": own.get("seed", 0)}
     if config["problem"] == "reinforcement":
         # What a policy sees, and what moves its world, is not the task.
         apart = {"observe_goal", "engine"}
         env = {k: v for k, v in config["env"].items() if k not in apart}
-        number = config["evaluation"].get("trajectories")
-        number = number or config["sampling"]["trajectories"]
-        return {"env": env, "evaluation": {"trajectories": number}}
+        sampled = config["sampling"] | own
+        evaluation["trajectories"] = sampled["trajectories"]
+        evaluation["surplus"] = sampled.get("surplus", 0)
+        return {"env": env, "evaluation": evaluation}
     if config["problem"] == "regression":
         judged = ("shots", "test_queries")
     else:
@@ -132,4 +135,5 @@ def _tasks(record: dict[str, Any]) -> dict[str, Any]:
         provenance = facts["provenance"]
         known = provenance.keys() - {"versions"}  # of what has read the files
         facts["provenance"] = {k: provenance[k] for k in sorted(known)}
-    return {"data": facts | {key: config["data"][key] for key in judged}}
+    data = facts | {key: config["data"][key] for key in judged}
+    return {"data": data, "evaluation": evaluation}

@@ -42,7 +42,8 @@ def samples(runs: Sequence[Run], split: str, tasks: int) -> list[Sample]:
     data = dict(runs[0].config["data"])
     spec = EpisodeSpec(*(data[name] for name in EpisodeSpec._fields))
     bank = open_bank(data["bank"], data["icons_split"]).only(split)
-    numbers = _image_numbers(bank, split, spec, tasks)
+    seed = runs[0].experiment.evaluation.seed
+    numbers = _image_numbers(bank, split, spec, tasks, seed)
     labels = {run.name: _labels(run, spec, split, tasks) for run in runs}
     owner = np.repeat(bank.classes, bank.counts)  # of each image
     return [
@@ -62,12 +63,12 @@ def hits(labels: np.ndarray) -> int:
 
 
 def _image_numbers(
-    bank: ImageBank, split: str, spec: EpisodeSpec, tasks: int
+    bank: ImageBank, split: str, spec: EpisodeSpec, tasks: int, seed: int
 ) -> np.ndarray:
     """Return which images the fixed tasks hold, [tasks, ways, shots + queries]."""
     table = bank.table(split)
     draw = jax.vmap(lambda key: sample_indices(table, spec, key))
-    return np.asarray(draw(episode_keys(0, 0, tasks)))
+    return np.asarray(draw(episode_keys(seed, 0, tasks)))
 
 
 def _labels(run: Run, spec: EpisodeSpec, split: str, tasks: int) -> np.ndarray:

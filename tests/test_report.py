@@ -333,6 +333,7 @@ def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config):
         ("config.problem", "regression", "`problem` is 'classification' in the one"),
         ("data.provenance.source", "photos", "`data.provenance.source` is 'icons"),
         ("data.images", 7, "`data.images` is 6740 in the one, 7 in the other"),
+        ("config.evaluation.seed", 1, "`evaluation.seed` is 0 in the one, 1 in"),
     ],
 )
 def test_runs_with_other_tasks_are_refused(runs, key, value, named):

@@ -113,6 +113,15 @@ def test_number_of_tasks_does_not_change_their_predictions(judged):
     assert_identical(jax.tree.map(lambda x: x[:3], many), few)
 
 
+def test_the_seed_of_an_evaluation_chooses_its_tasks(judged):
+    config = config_of("device")
+    config.evaluation.seed = 1
+    other = build(config)
+    state = other.init(0)
+    found = other.predict(state.meta, state.stats, "val", 3)
+    assert (found.outputs != judged("device", 70).outputs[:3]).any()
+
+
 class Counted(RawImages):
     taken = []
 

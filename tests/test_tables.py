@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs.tables import TABLES, Cell, sinusoids
 from experiments import cells, tables
@@ -134,7 +135,7 @@ def test_the_heading_tells_cells_of_different_protocols_apart():
     one = result(2, 4)
     found = {"a": one, "b": one._replace(protocol="by twos"), "c": one, "d": None}
     text = tables.heading("4", "icons", found, "of theirs")
-    assert "; a, c: one by one; b: by twos. Paper" in text
+    assert "; a, c: one by one; b: by twos. A task" in text
 
 
 PAPER = {
@@ -299,12 +300,12 @@ def test_a_run_of_another_config_is_no_cell(tmp_path):
 
 
 def test_a_record_may_lack_keys_that_configs_have_gained(tmp_path):
-    (cell,) = chosen_cells("4", "icons", "maml")
+    (cell,) = chosen_cells("4", "icons", "l2f")
     config = resolved(cell.config)
     for key in GAINED:
         *sections, last = key.split(".")
         del functools.reduce(dict.__getitem__, sections, config)[last]
-    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    tiny.leave_record(tmp_path, ConfigDict(config))
     check_same(tmp_path, cell.config)
     cell.config.model.norm.learn_scale = False
     with pytest.raises(ValueError, match="learn_scale = 'absent', not False"):

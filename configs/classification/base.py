@@ -91,6 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation.validation_tasks = 600
     config.evaluation.test_tasks = 600
     config.evaluation.ensemble = 3  # best checkpoints kept, and averaged at test
+    config.evaluation.seed = 0  # of the fixed tasks
     return config
 
 

@@ -97,6 +97,7 @@ def get_config(arg: str = ""):
     config.evaluation = ConfigDict()
     config.evaluation.validation_tasks = 1_000
     config.evaluation.test_tasks = 6_000
+    config.evaluation.seed = 0  # of the fixed tasks
     config.evaluation.ensemble = 1
     config.evaluation.points = (0, 1, 2, 5, 10)  # inner steps; beyond the trained, too
     return config

@@ -63,14 +63,15 @@ def classification(
     bank, feed = call(_feed, data, "data", spec=spec, mesh=mesh)
     example = jax.ShapeDtypeStruct((1, *bank.images.shape[1:]), jnp.float32)
     points = tuple(range(built.steps + 1))
-    runs = supervised.run(built, feed, example, points)
+    held = call(Evaluation, evaluation, "evaluation")
+    runs = supervised.run(built, feed, example, points, fixed=held.seed)
     feed("train")  # a data set without it is refused here
     return Experiment(
         **runs._asdict(),
         scores=_scores,
         score=Score("accuracy", rank=np.mean, percent=True),
         schedule=built.schedule,
-        evaluation=call(Evaluation, evaluation, "evaluation"),
+        evaluation=held,
         steps=built.steps,
         points=points,
         learner=built.learner,

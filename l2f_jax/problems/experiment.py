@@ -48,10 +48,10 @@ class Experiment(NamedTuple):
     update(state, step, iterations) -> (state, metrics {name: [iterations]}): that many
       meta-iterations in one dispatch, which must not cross `schedule.boundary(step)`;
       `step` is the state's own, as the host knows it.
-    predict(meta, stats, split, tasks, points=None, seed=0) -> Predictions on the first
+    predict(meta, stats, split, tasks, points=None) -> Predictions on the first
       `tasks` fixed evaluation tasks of "val" or "test", after `points` inner steps
       (by default those of the field `points`).
-    measure(meta, stats, split, tasks, of, seed=0) -> what `of(meta, stats, episode)`
+    measure(meta, stats, split, tasks, of) -> what `of(meta, stats, episode)`
       returns for each of those tasks, stacked; "train" has fixed tasks for it, too.
       None where a task is no episode.
     scores(predictions) -> {name: [tasks, points]}; checkpoints are chosen by `score`.

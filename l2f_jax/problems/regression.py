@@ -54,13 +54,16 @@ def regression(
     rest = dict(evaluation)
     points = points_to_test(rest.pop("points", range(built.steps + 1)), built.steps)
     example = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    runs = supervised.run(built, feeds.__getitem__, example, points, seeds)
+    held = call(Evaluation, rest, "evaluation")
+    runs = supervised.run(
+        built, feeds.__getitem__, example, points, fixed=held.seed, seeds=seeds
+    )
     return Experiment(
         **runs._asdict(),
         scores=_scores,
         score=ERROR,
         schedule=built.schedule,
-        evaluation=call(Evaluation, rest, "evaluation"),
+        evaluation=held,
         steps=built.steps,
         points=points,
         learner=built.learner,

@@ -97,6 +97,7 @@ def reinforcement(
     rest = dict(evaluation)
     points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
     judged = search._replace(sampling=_judging(rest, search.sampling))
+    held = _evaluation(rest)
     compiled = make_update(
         search.env,
         search.learner,
@@ -121,8 +122,8 @@ def reinforcement(
     def update(state: TrainState, step: int, iterations: int):
         return compiled(state, iterations=iterations)
 
-    def predict(meta, stats, split: str, tasks: int, points=points, seed: int = 0):
-        keys = episode_keys(seed, FIRST_TASK[split], tasks)
+    def predict(meta, stats, split: str, tasks: int, points=points):
+        keys = episode_keys(held.seed, FIRST_TASK[split], tasks)
         found, start, goals = map(np.asarray, judge(meta, keys, max(*points, 1)))
         after = found[:, list(points)]
         start = np.broadcast_to(start[:, None], after.shape)
@@ -140,7 +141,7 @@ def reinforcement(
         scores=scores,
         score=RETURN,
         schedule=search.schedule,
-        evaluation=_evaluation(rest),
+        evaluation=held,
         steps=search.steps,
         points=points,
         learner=search.learner,

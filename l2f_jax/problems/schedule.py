@@ -94,14 +94,17 @@ class Evaluation:
     validation_tasks: fixed tasks of the split "val" after every epoch.
     test_tasks: fixed tasks of the split "test" in `experiments/evaluate.py`.
     ensemble: how many of the best checkpoints are kept, and averaged at test.
+    seed: of the fixed tasks.
     """
 
     validation_tasks: int
     test_tasks: int
     ensemble: int
+    seed: int = 0
 
     def __post_init__(self):
-        check_least("evaluation", vars(self), dict.fromkeys(vars(self), 1))
+        least = dict.fromkeys(vars(self), 1) | {"seed": 0}
+        check_least("evaluation", vars(self), least)
 
 
 def check_least(section: str, values: dict, least: dict[str, int]) -> None:

@@ -177,6 +177,8 @@ def run(
     feed: Callable[[str], Feed],
     example: jax.ShapeDtypeStruct,
     points: Sequence[int],
+    *,
+    fixed: int,
     seeds: int = 1,
 ) -> Runs:
     """Build the functions that train and judge a method.
@@ -186,6 +188,7 @@ def run(
       feed: split ("train", "val" or "test") -> its episodes.
       example: shape and dtype of one input, with a leading axis of length 1.
       points: after how many inner steps tests predict.
+      fixed: the seed of the tasks that are the same for all runs.
       seeds: runs that train side by side, see `problems.seeds`.
     """
     schedule, mesh = built.schedule, mesh_for(built.schedule.tasks)
@@ -225,20 +228,20 @@ def run(
             at_once=at_once,
         )
 
-    def predict(meta, stats, split: str, tasks: int, points=points, seed: int = 0):
+    def predict(meta, stats, split: str, tasks: int, points=points):
         held = feed(split)
         compiled = predictor(split, tuple(points))
-        return compiled(meta, stats, held.shared, held.fixed_items(seed, tasks))
+        return compiled(meta, stats, held.shared, held.fixed_items(fixed, tasks))
 
     @functools.cache
     def measurer(split: str, of: Callable):
         episode = feed(split).fixed_episode
         return make_measure(of, episode, mesh=mesh, at_once=at_once)
 
-    def measure(meta, stats, split: str, tasks: int, of: Callable, seed: int = 0):
+    def measure(meta, stats, split: str, tasks: int, of: Callable):
         held = feed(split)
         compiled = measurer(split, of)
-        return compiled(meta, stats, held.shared, held.fixed_items(seed, tasks))
+        return compiled(meta, stats, held.shared, held.fixed_items(fixed, tasks))
 
     if seeds == 1:
         return Runs(init, update, predict, measure)
