@@ -180,6 +180,7 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
         )
     # All check, as opening checkpoints takes all processes, and before one writes.
     multihost_utils.sync_global_devices("checked")
+    step = newest_step(run)  # asked in all, too
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
         facts = {"config": resolved(config), "data": experiment.facts}
@@ -188,7 +189,6 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
             record = {**facts, **environment(), "resumed": []}
         else:
             record = read_record(run) | facts
-            step = newest_step(run)
             if step < experiment.schedule.iterations:
                 again = {"step": step, **environment()}
                 record["resumed"] = [*record.get("resumed", []), again]
