@@ -4,6 +4,8 @@ The order is that in which the official code registers its modules, and so that 
 inner rates and of its attenuator's inputs and outputs.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,12 +38,14 @@ class Layer(NamedTuple):
 class Form(NamedTuple):
     """Which of the official networks a set of tensors belongs to.
 
+    stages: of Conv4; blocks of ResNet12, which has 4.
     norm: "batch" or, for Conv4 alone, "layer", whose scale is constant.
     constant: which of "scale", "shift" of the norm layers are not learned; the official
       code stores them, here they are no parameters.
     """
 
     network: str
+    stages: int
     norm: str
     conv_bias: bool
     constant: tuple[str, ...]
@@ -52,7 +56,7 @@ class Form(NamedTuple):
     def layers(self) -> list[Layer]:
         """The convolutions in registration order."""
         blocks = _conv4_stage if self.network == "conv4" else _resnet12_block
-        return [layer for b in range(4) for layer in blocks(b)]
+        return [layer for b in range(self.stages) for layer in blocks(b)]
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -116,6 +120,7 @@ def form_of_state(tensors: Arrays, constant: tuple[str, ...]) -> Form:
         constant = ("scale", *constant)
     form = Form(
         network="resnet12" if resnet12 else "conv4",
+        stages=4 if resnet12 else _stages(tensors, rf"{re.escape(PREFIX)}conv(\d+)\."),
         norm=norm,
         conv_bias=f"{PREFIX}conv0.conv.bias" in tensors,
         constant=constant,
@@ -135,20 +140,21 @@ def form_of_params(params: Arrays, rates: Arrays) -> Form:
     """
     kinds = {path.rpartition("/")[2] for path in params}
     axes = {x.ndim for path, x in params.items() if path.endswith("/shift")}
+    resnet12 = "block_0/conv_0/kernel" in params
     form = Form(
-        network="resnet12" if "block_0/conv_0/kernel" in params else "conv4",
+        network="resnet12" if resnet12 else "conv4",
+        stages=4 if resnet12 else _stages(params, r"conv_(\d+)/"),
         norm="layer" if axes == AXES["layer"] else "batch",
         conv_bias="conv_0/bias" in params,
         constant=tuple(kind for kind in NEUTRAL if kind not in kinds),
         attenuate=False,
         adapts_norm=False,
     )
-    strange = (form.network, form.norm) == ("resnet12", "layer")
-    strange = strange or not axes <= AXES[form.norm]
-    if strange or set(form.names.values()) != set(params):
+    known = axes <= AXES[form.norm] and (form.norm == "batch" or not resnet12)
+    if not known or set(form.names.values()) != set(params):
         raise ValueError(
-            f"`meta.params` ({', '.join(params)}) must have the paths of conv4 (four "
-            "stages) with batch or layer norm, or of resnet12 with batch norm"
+            f"`meta.params` ({', '.join(params)}) must have the paths of conv4 with "
+            "batch or layer norm, or of resnet12 with batch norm"
         )
     forms = [form, form._replace(adapts_norm=True)]
     fitting = [form for form in forms if set(form.adapted) == set(rates)]
@@ -159,6 +165,12 @@ def form_of_params(params: Arrays, rates: Arrays) -> Form:
             "tensor of `meta.params`, or for every one outside the norm layers"
         )
     return fitting[0]
+
+
+def _stages(names: Iterable[str], pattern: str) -> int:
+    """Return how many stages the names tell of, at least 1."""
+    found = {match[1] for name in names if (match := re.match(pattern, name))}
+    return max(len(found), 1)
 
 
 def check_state(form: Form, tensors: Arrays) -> None:

@@ -72,7 +72,7 @@ def normalise(params, x, name, step):
 
 
 def conv4(params, x, step, pooling):
-    for stage in range(4):
+    for stage in range(blocks(params, "conv4")):
         name = f"{NETWORK}conv{stage}"
         kernel = params[name + ".conv.weight"]
         bias = params.get(name + ".conv.bias")  # MAML++ has one, L2F has none
@@ -108,6 +108,13 @@ def linear(params, x):
     return x.reshape(len(x), -1) @ weights.T + bias.reshape(1, -1)
 
 
+def blocks(params, network):
+    """Count the stages of Conv4; a ResNet has four blocks."""
+    if network == "resnet12":
+        return 4
+    return sum(name.endswith(".conv.weight") for name in params)
+
+
 def convolutions(network, block):
     """List (convolution, norm layer) of a stage or block in the official order."""
     if network == "conv4":
@@ -125,7 +132,7 @@ def convolutions(network, block):
 def inner_names(params, network, adapt_norm=False):
     """List the adapted tensors in the official order, one "layer" each."""
     names = []
-    for block in range(4):
+    for block in range(blocks(params, network)):
         for conv, norm in convolutions(network, block):
             names.append(conv + ".weight")
             if conv + ".bias" in params:
@@ -366,7 +373,7 @@ def initial_params(
 
     Args:
       rng: numpy Generator.
-      widths: channels of the four stages or blocks.
+      widths: channels of the stages (any number) or of the four blocks.
       image: (C, H, W); inner rates lie in [rate / 2, 3 rate / 2].
     """
     assert network == "conv4" or not conv_bias
@@ -392,7 +399,8 @@ def initial_params(
             draw(norm + ".weight", *shape, centre=1.0, spread=spread)
         channels = outputs
     averaged = network == "resnet12" or pooling == "stride"
-    features = channels if averaged else channels * (height // 16) * (width // 16)
+    scale = 2 ** len(widths)
+    features = channels if averaged else channels * (height // scale) * (width // scale)
     draw(HEAD[0], ways, features, spread=np.sqrt(6 / (features + ways)))
     draw(HEAD[1], ways, spread=0.1)
     n = len(inner_names(params, network, adapt_norm))

@@ -24,6 +24,7 @@ VARIANTS = [
     {"network": "resnet12"},
     {"network": "resnet12", "adapt_norm": True, "per_step_norm": True},
     {"layer_norm": True, "image": (2, 32, 32)},
+    {"widths": (3, 4), "image": (2, 4, 4)},
 ]
 LAYER_0 = {"conv4": "conv0.", "resnet12": "layer0.conv1."}
 
@@ -226,13 +227,13 @@ def test_running_statistics_are_written_for_every_norm_layer():
 def test_all_missing_and_left_over_tensors_are_named():
     state = official()
     del state["attenuator.2.bias"], state[oracle.RATES]
-    state["classifier.layer_dict.conv7.conv.weight"] = np.zeros(1)
+    state["classifier.layer_dict.conv3.conv.scale"] = np.zeros(1)
     with pytest.raises(ValueError) as error:
         from_official(state)
     assert str(error.value) == (
         "`state` is no official conv4 checkpoint: 'task_learning_rate' is missing; "
         "'attenuator.2.bias' is missing; "
-        "'classifier.layer_dict.conv7.conv.weight' is left over"
+        "'classifier.layer_dict.conv3.conv.scale' is left over"
     )
 
 

@@ -106,5 +106,6 @@ def test_max_pool_with_padding_keeps_eleven_of_twenty_one():
     + [("resnet12", True, 50)],
 )
 def test_number_of_inner_tensors(network, adapt_norm, count):
-    names = oracle.inner_names({}, network, adapt_norm)
+    params = oracle.initial_params(np.random.default_rng(0), network)
+    names = oracle.inner_names(params, network, adapt_norm)
     assert len(names) == len(set(names)) == count
