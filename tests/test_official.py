@@ -271,9 +271,7 @@ OF_PARAMS = ("network", "per_step_norm", "adapt_norm", "conv_bias", "pooling")
 
 # The others say the same of one option at a time, for two minutes.
 FAST = (
-    "l2f",
     "maml first order",
-    "l2f learned rates",
     "maml learned rates first order",
     "l2f, all of MAML++",
     "l2f strided",
