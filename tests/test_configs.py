@@ -69,6 +69,11 @@ def put(config, key, value):
     config[last] = value
 
 
+def get(config, key):
+    """Return `section.key`."""
+    return functools.reduce(ConfigDict.__getitem__, key.split("."), config)
+
+
 def initial(experiment):
     return jax.eval_shape(lambda: experiment.init(0))
 
@@ -164,7 +169,7 @@ def test_runs_recorded_before_a_key_was_there_still_build(config):
 
 def test_younger_keys_stand_at_what_older_runs_were_trained_with(config):
     for name, (component, keys) in YOUNGER.items():
-        section = functools.reduce(ConfigDict.__getitem__, name.split("."), config)
+        section = get(config, name)
         defaults = inspect.signature(component).parameters
         assert [section[k] for k in keys] == [defaults[k].default for k in keys]
 
@@ -173,6 +178,91 @@ def test_an_attenuation_may_start_near_one(config):
     config.model.stages, config.model.filters, config.transform.bias = 1, 2, 4.0
     phi = build(config).init(0).meta.transform
     np.testing.assert_array_equal(phi["layer_1/bias"], 4)
+
+
+# What the official code runs --------------------------------------------------------
+
+OFFICIAL = {  # in all of its 13 config files
+    "data.ways": 5,
+    "data.queries": 15,
+    "data.augment": (),
+    "model.norm.mode": "batch",
+    "model.norm.per_step": 0,
+    "model.norm.epsilon": 1e-5,
+    "model.norm.learn_scale": True,
+    "model.norm.learn_shift": True,
+    "learner.name": "maml",
+    "learner.steps": 5,
+    "learner.lr": 0.01,
+    "learner.rates": ConfigDict(),
+    "learner.adapt_norm": False,
+    "optimiser.name": "adam",
+    "optimiser.lr": 1e-3,
+    "optimiser.min_lr": 1e-3,
+    "training.iterations_per_epoch": 500,
+    "training.reduction": "sum",
+    "training.order": 2,
+    "training.first_order_epochs": 11,
+    "training.multi_step_epochs": 0,
+    "evaluation.validation_tasks": 600,
+    "evaluation.test_tasks": 600,
+    "evaluation.ensemble": 3,
+}
+NETWORKS = {
+    "conv4": {
+        "model.name": "conv4",
+        "model.stages": 4,
+        "model.filters": 48,
+        "model.conv_bias": False,
+        "model.padding": 1,
+        "model.pooling": "max",
+    },
+    "resnet12": {"model.name": "resnet12", "model.widths": (64, 128, 256, 512)},
+}
+METHODS = {
+    "l2f": {
+        "training.iterations": 60 * 500,
+        "transform.name": "attenuate",
+        "transform.scope": "layer",
+        "transform.conditioned": True,
+        "transform.squash": "sigmoid",
+        "transform.affine": False,
+        "transform.layers": 2,
+        "transform.bias": None,
+        "transform.embedding_scale": 1.0,
+        "transform.through": False,
+        "transform.prototypes": "",
+    },
+    "maml": {"training.iterations": 100 * 500, "transform.name": "identity"},
+}
+TASKS = {"conv4,1shot": 4, "conv4,5shot": 2, "resnet12,1shot": 1, "resnet12,5shot": 1}
+IMAGENET = {
+    "data.mean": (0.485, 0.456, 0.406),
+    "data.std": (0.229, 0.224, 0.225),
+    "optimiser.clip": 10.0,
+}
+CIFAR = {
+    "data.mean": (0.5071, 0.4847, 0.4408),
+    "data.std": (0.2675, 0.2565, 0.2761),
+    "optimiser.clip": 0.0,
+}
+DATA_SETS = {
+    "miniimagenet": IMAGENET,
+    "tieredimagenet": IMAGENET,
+    "cifar_fs": CIFAR,
+    "fc100": CIFAR,
+}
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_defaults_are_the_official_values(name):
+    module = importlib.import_module(f"configs.classification.{name}")
+    for method, (setting, tasks) in itertools.product(METHODS, TASKS.items()):
+        network, shots = setting.split(",")
+        config = module.get_config(f"{method},{setting}")
+        expected = OFFICIAL | NETWORKS[network] | METHODS[method] | DATA_SETS[name]
+        expected |= {"training.tasks": tasks, "data.shots": int(shots[0])}
+        assert {key: get(config, key) for key in expected} == expected
 
 
 # What is refused ---------------------------------------------------------------
