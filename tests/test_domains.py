@@ -44,7 +44,15 @@ DOMAINS = {
 }
 
 
-@pytest.fixture(scope="module", params=DOMAINS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "navigation",
+        "sinusoid",
+        # Searched for as navigation is, in a world that other tests look at.
+        pytest.param("half_cheetah", marks=pytest.mark.slow),
+    ],
+)
 def domain(request):
     """Return what makes the config."""
     if request.param == "half_cheetah":
@@ -80,7 +88,9 @@ def test_scores_are_of_every_seed_task_and_point(domain, uninterrupted):
 
 
 # The half-cheetah is searched for as navigation is, and MuJoCo logs such numbers.
-@pytest.mark.parametrize("name", ["navigation", "sinusoid"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("navigation", marks=pytest.mark.slow), "sinusoid"]
+)
 def test_numbers_that_are_none_stop_the_run_at_their_step(name, tmp_path):
     config = DOMAINS[name]()
     config.learner.lr = float("inf")

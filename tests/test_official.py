@@ -154,6 +154,7 @@ def _learner(params, official, options):
         model = conv4(
             ways,
             filters=kernel.shape[-1],
+            stages=sum(x.ndim == 4 for x in official.meta.params.values()),
             conv_bias="conv_0/bias" in official.meta.params,
             pooling=options.get("pooling", "max"),
             norm=official.norm,
@@ -289,6 +290,8 @@ FAST = (
 def test_meta_gradient_equals_the_independent_program(options):
     rng = np.random.default_rng(0)
     shape = {k: v for k, v in options.items() if k in OF_PARAMS}
+    if options.get("network") != "resnet12":
+        shape["widths"] = (4, 4)  # all four stages are in the golden numbers
     params = oracle.initial_params(rng, **shape)
     batch = oracle.random_tasks(rng)
     ours = library_iteration(params, batch, options)

@@ -164,9 +164,8 @@ def test_mistakes_are_named(key, bad, message):
         build(config)
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param("maml", marks=pytest.mark.slow), "l2f"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["maml", "l2f"])
 def test_learns_to_fit_a_sinusoid_in_one_step(method):
     """A constant 0 has a mean squared error of 4.1 on these tasks."""
     config = get_config(f"{method},k10").unlock()

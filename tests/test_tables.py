@@ -433,7 +433,7 @@ def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
 
 def test_a_killed_table_goes_on_where_it_was(tmp_path):
     root = Path(__file__).parent.parent
-    budget = 2_000
+    budget = 600
 
     def written(run):
         paths = (run / "checkpoints").rglob("*")

@@ -164,9 +164,10 @@ def test_sigterm_saves_first(tmp_path):
 
 
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
+    first_order = "--config.training.order=1"
     long = "--config.training.iterations_per_epoch=100000"
     endless = "--config.training.iterations=100000"
-    with two_processes(tmp_path / "run", long, endless) as processes:
+    with two_processes(tmp_path / "run", first_order, long, endless) as processes:
         wait_for_step(tmp_path / "run", 3, processes[0])
         processes[1].send_signal(signal.SIGTERM)  # the one that records nothing
         finish(processes, 128 + signal.SIGTERM)
@@ -175,7 +176,7 @@ def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
     assert step == read_metrics(tmp_path / "run")[-1]["step"]
     longer = f"--config.training.iterations={step + 6}"
     for run in (tmp_path / "run", tmp_path / "uninterrupted"):
-        with two_processes(run, long, longer) as processes:
+        with two_processes(run, first_order, long, longer) as processes:
             finish(processes)
     a, b = final_state(tmp_path / "uninterrupted"), final_state(tmp_path / "run")
     assert int(a.step) == step + 6
