@@ -159,12 +159,15 @@ def test_interrupted_run_leaves_no_bank(tmp_path, number):
         folder.mkdir(parents=True, exist_ok=True)
         os.link(large, folder / f"{row}.png")
     script = Path(prepare.__file__)
+    # A shell that runs the tests in the background has it ignored, children inherit it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, script, "folders", tmp_path / "photos", tmp_path / "bank"],
         env=os.environ | {"PYTHONPATH": str(script.parents[1])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    signal.signal(signal.SIGINT, before)
     while not list(tmp_path.glob(".bank.partial-*")):
         assert process.poll() is None, "ended before it could be interrupted"
         time.sleep(0.05)

@@ -85,7 +85,7 @@ def trained_by_library(params, batches):
         learner, steps, cross_entropy, optimiser=optimiser, training=TRAINING
     )
     example = jax.ShapeDtypeStruct((1, *IMAGE[1:], IMAGE[0]), jnp.float64)
-    runs = supervised.run(built, lambda split: feed(batches), example, [steps])
+    runs = supervised.run(built, lambda split: feed(batches), example, [steps], fixed=0)
     start = from_official(params, learned_rates=True).meta
     state = runs.init(0)._replace(meta=jax.tree.map(jnp.asarray, start))
     step = 0
