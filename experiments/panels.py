@@ -22,8 +22,7 @@ from l2f_jax.objectives import query_loss
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment
 from l2f_jax.scopes import Scope, scope_of
-from l2f_jax.transforms import is_not_norm
-from l2f_jax.tree import split
+from l2f_jax.tree import is_not_norm, split
 from l2f_jax.types import MetaParams, Params
 
 RATES = np.geomspace(0.5, 4, 7)  # step sizes of a landscape, relative to learner.lr

@@ -9,9 +9,9 @@ from l2f_jax.losses import cross_entropy as cross_entropy
 from l2f_jax.losses import squared_error as squared_error
 from l2f_jax.losses import supervised as supervised
 from l2f_jax.models.conv4 import conv4 as conv4
-from l2f_jax.models.layers import Norm as Norm
 from l2f_jax.models.linen import from_linen as from_linen
 from l2f_jax.models.mlp import mlp as mlp
+from l2f_jax.models.norm import Norm as Norm
 from l2f_jax.models.resnet12 import resnet12 as resnet12
 from l2f_jax.objectives import multi_step_loss as multi_step_loss
 from l2f_jax.objectives import query_loss as query_loss

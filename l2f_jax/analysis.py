@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from l2f_jax.embeddings import gradients
 from l2f_jax.inner import constant
 from l2f_jax.learners.gradient import task_view
 from l2f_jax.scopes import Scope, pool, scope_of, spread
-from l2f_jax.transforms import gradients, is_not_norm
-from l2f_jax.tree import at, split
+from l2f_jax.tree import at, is_not_norm, split
 from l2f_jax.types import (
     Array,
     Episode,

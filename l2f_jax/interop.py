@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l2f_jax.models.layers import Norm
+from l2f_jax.models.norm import Norm
 from l2f_jax.official import (
     ATTENUATOR,
     PREFIX,

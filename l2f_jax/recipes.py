@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 from l2f_jax import inner
 from l2f_jax.learners.gradient import gradient_learner
-from l2f_jax.transforms import attenuate, everything, identity, is_not_norm
+from l2f_jax.transforms import attenuate, identity
+from l2f_jax.tree import everything, is_not_norm
 from l2f_jax.types import InitTransform, InnerRule, Learner, Model, TaskLoss
 
 

@@ -49,8 +49,7 @@ def scope_of(params: Params, kind: str) -> Scope:
     Raises:
       ValueError: `kind` is none of these, or `params` is empty.
     """
-    if kind not in KINDS:
-        raise ValueError(f"`scope` ({kind!r}) must be one of {', '.join(KINDS)}")
+    check_kind("scope", kind)
     if not params:
         raise ValueError("`params` is empty: a scope needs at least one tensor")
     offsets, blocks, size = {}, {}, 0
@@ -65,6 +64,12 @@ def scope_of(params: Params, kind: str) -> Scope:
     for path, block in blocks.items():
         counts[block.slice] += math.prod(params[path].shape) // math.prod(block.shape)
     return Scope(blocks, counts)
+
+
+def check_kind(name: str, kind: str) -> None:
+    """Raise ValueError naming an option `name` that is none of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"`{name}` ({kind!r}) must be one of {', '.join(KINDS)}")
 
 
 def spread(scope: Scope, v: Array) -> Params:

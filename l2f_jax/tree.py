@@ -1,4 +1,4 @@
-"""Helpers for flat parameter dictionaries, path -> array."""
+"""Helpers for flat parameter dictionaries, path -> array, and their paths."""
 
 from collections.abc import Callable
 
@@ -19,6 +19,16 @@ def merge(*parts: Params) -> Params:
     if len(joined) != sum(map(len, parts)):
         raise ValueError("`parts` share a path; they must be disjoint")
     return dict(sorted(joined.items()))
+
+
+def is_not_norm(path: str) -> bool:
+    """Say whether a path is of a tensor outside norm layers (the official choice)."""
+    return "norm" not in path
+
+
+def everything(path: str) -> bool:
+    """Say yes to every path."""
+    return True
 
 
 def at(tree, index):

@@ -23,8 +23,8 @@ from l2f_jax.learners.gradient import gradient_learner
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import query_loss
 from l2f_jax.scopes import scope_of
-from l2f_jax.transforms import attenuate, everything, identity, is_not_norm
-from l2f_jax.tree import at
+from l2f_jax.transforms import attenuate, identity
+from l2f_jax.tree import at, everything, is_not_norm
 from l2f_jax.types import Batch, Episode, Model
 from tests import toys
 

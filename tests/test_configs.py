@@ -17,7 +17,7 @@ from configs.classification.base import VARIANTS, get_config
 from l2f_jax import backend
 from l2f_jax.data.writer import write_bank
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm
+from l2f_jax.models.norm import Norm
 from l2f_jax.problems import build
 from l2f_jax.transforms import attenuate
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from l2f_jax.embeddings import Embedding, gradients
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import multi_step_loss, query_loss
 from l2f_jax.recipes import anil, boil, l2f, maml, mamlpp, meta_sgd
-from l2f_jax.transforms import Embedding, attenuate, gradients
+from l2f_jax.transforms import attenuate
 from l2f_jax.types import MetaParams, TaskView
 from tests import toys
 

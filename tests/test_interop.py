@@ -9,7 +9,7 @@ import pytest
 
 from l2f_jax.interop import from_official, read_official, to_official, write_official
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm
+from l2f_jax.models.norm import Norm
 from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.transforms import mlp
 from l2f_jax.types import MetaParams

@@ -10,6 +10,7 @@ LAYERS = [
     {"types"},
     {"tree", "backend"},
     {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
+    {"embeddings"},
     {"transforms", "inner"},
     {"learners"},
     {"recipes", "objectives"},

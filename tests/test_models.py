@@ -7,9 +7,9 @@ import pytest
 from flax import linen as nn
 
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm
 from l2f_jax.models.linen import from_linen
 from l2f_jax.models.mlp import mlp
+from l2f_jax.models.norm import Norm
 from l2f_jax.models.resnet12 import resnet12
 
 

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import (
-    Norm,
-    init_norm,
-    max_pool,
-    normalise,
-    normalise_and_pool,
-)
+from l2f_jax.models.layers import max_pool
+from l2f_jax.models.norm import Norm, init_norm, normalise, normalise_and_pool
 
 
 def column(*values):

@@ -16,6 +16,7 @@ import oracle
 import pytest
 
 from l2f_jax import interop, recipes
+from l2f_jax.embeddings import gradients
 from l2f_jax.inner import constant
 from l2f_jax.learners.gradient import task_view
 from l2f_jax.losses import accuracy, cross_entropy, supervised
@@ -24,8 +25,8 @@ from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.objectives import multi_step_loss, query_loss
 from l2f_jax.official import form_of_params
 from l2f_jax.outer import meta_optimiser
-from l2f_jax.transforms import attenuate, everything, gradients, is_not_norm
-from l2f_jax.tree import at, merge
+from l2f_jax.transforms import attenuate
+from l2f_jax.tree import at, everything, is_not_norm, merge
 from l2f_jax.types import Batch, Episode
 
 pytestmark = [pytest.mark.mixed_dtypes, pytest.mark.usefixtures("x64")]

@@ -14,7 +14,8 @@ from l2f_jax.models.conv4 import conv4
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import TrainState, make_update, meta_optimiser
 from l2f_jax.parallel import task_mesh
-from l2f_jax.transforms import attenuate, identity, is_not_norm
+from l2f_jax.transforms import attenuate, identity
+from l2f_jax.tree import is_not_norm
 from l2f_jax.types import Batch, Episode, Model
 from tests import toys
 

@@ -3,22 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from l2f_jax.embeddings import Embedding, gradients, nothing, prototypes
 from l2f_jax.losses import cross_entropy
 from l2f_jax.scopes import KINDS
-from l2f_jax.transforms import (
-    Embedding,
-    attenuate,
-    chain,
-    everything,
-    free,
-    gradients,
-    identity,
-    is_not_norm,
-    mlp,
-    modulate,
-    nothing,
-    prototypes,
-)
+from l2f_jax.transforms import attenuate, chain, free, identity, mlp, modulate
+from l2f_jax.tree import everything, is_not_norm
 from l2f_jax.types import Batch, TaskView
 from tests import toys
 

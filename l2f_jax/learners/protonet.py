@@ -5,8 +5,8 @@ Reference: Snell et al., Prototypical Networks for Few-shot Learning, NeurIPS 20
 
 import jax.numpy as jnp
 
+from l2f_jax.embeddings import class_means
 from l2f_jax.losses import present
-from l2f_jax.transforms import class_means
 from l2f_jax.types import (
     Adapted,
     Array,

@@ -15,7 +15,7 @@ from l2f_jax import backend, tree
 from l2f_jax.models import layers
 from l2f_jax.models.convolution import conv as conv_layer
 from l2f_jax.models.convolution import side_after
-from l2f_jax.models.layers import BATCH, Norm
+from l2f_jax.models.norm import BATCH, Norm, init_norm, normalise, normalise_and_pool
 from l2f_jax.types import Array, Model, Params, Phase, Stats
 
 NEGATIVE_SLOPE = 0.01
@@ -69,7 +69,7 @@ def conv4(
             height = side_after(height, 3, stride, padding)
             width = side_after(width, 3, stride, padding)
             x = jax.ShapeDtypeStruct((images, height, width, filters), inputs.dtype)
-            affine, recorded = layers.init_norm(norm, f"norm_{b}", x)
+            affine, recorded = init_norm(norm, f"norm_{b}", x)
             params, stats = params | affine, stats | recorded
             if pooling == "max":
                 height, width = height // 2, width // 2
@@ -100,10 +100,8 @@ def conv4(
             if conv_bias:
                 x = x + lax.broadcast_to_rank(params[f"conv_{b}/bias"], x.ndim)
             # Pooling before the activation gives the same values, as it is increasing.
-            normalise = (
-                layers.normalise_and_pool if pooling == "max" else layers.normalise
-            )
-            x, stats = normalise(
+            following = normalise_and_pool if pooling == "max" else normalise
+            x, stats = following(
                 norm, params, stats, f"norm_{b}", x, phase=phase, step=step
             )
             x = jax.nn.leaky_relu(x, NEGATIVE_SLOPE)

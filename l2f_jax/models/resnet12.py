@@ -13,7 +13,7 @@ import jax
 from l2f_jax import backend, tree
 from l2f_jax.models import layers
 from l2f_jax.models.convolution import conv as conv_layer
-from l2f_jax.models.layers import BATCH, Norm
+from l2f_jax.models.norm import BATCH, Norm, init_norm, normalise
 from l2f_jax.types import Array, Model, Params, Phase, Stats
 
 POOL_PADDING = (0, 0, 1, None)  # of each block; None: no pool
@@ -59,13 +59,13 @@ def resnet12(
         head = layers.init_head(head_key, widths[-1], outputs, x.dtype)
         return tree.merge(params, head), tree.merge(stats)
 
-    def block(params: Params, stats: Stats, x: Array, b: int, normalise: Callable):
+    def block(params: Params, stats: Stats, x: Array, b: int, normed: Callable):
         path = f"block_{b}"
         shortcut = conv_layer(x, params[f"{path}/shortcut/kernel"], method=method)
-        shortcut, stats = normalise(params, stats, f"{path}/shortcut_norm", shortcut)
+        shortcut, stats = normed(params, stats, f"{path}/shortcut_norm", shortcut)
         for i in range(3):
             x = conv_layer(x, params[f"{path}/conv_{i}/kernel"], method=method)
-            x, stats = normalise(params, stats, f"{path}/norm_{i}", x)
+            x, stats = normed(params, stats, f"{path}/norm_{i}", x)
             x = jax.nn.relu(x) if i < 2 else x + shortcut
         # Pooling first gives the same values, as the activation is increasing.
         if (padding := POOL_PADDING[b]) is not None:
@@ -82,10 +82,10 @@ def resnet12(
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
         del key  # nothing here is random
-        normalise = functools.partial(layers.normalise, norm, phase=phase, step=step)
+        normed = functools.partial(normalise, norm, phase=phase, step=step)
         x = inputs
         for b in range(len(widths)):
-            x, stats = block(params, stats, x, b, normalise)
+            x, stats = block(params, stats, x, b, normed)
         x = x.mean((1, 2))
         return x if outputs is None else layers.linear(params, "head", x), stats
 
@@ -110,6 +110,6 @@ def _init_block(
         params[f"{path}/{name}/kernel"] = layers.glorot(kernel_key, shape, x.dtype)
     out = jax.ShapeDtypeStruct((*x.shape[:-1], width), x.dtype)
     for name in ("norm_0", "norm_1", "norm_2", "shortcut_norm"):
-        affine, recorded = layers.init_norm(norm, f"{path}/{name}", out)
+        affine, recorded = init_norm(norm, f"{path}/{name}", out)
         params, stats = params | affine, stats | recorded
     return params, stats

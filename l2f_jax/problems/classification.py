@@ -13,11 +13,12 @@ import numpy as np
 from l2f_jax.data.augment import augment as augmentation
 from l2f_jax.data.bank import SPLITS, ImageBank, embedded_icons, load_bank
 from l2f_jax.data.episodes import EpisodeSpec, Preprocess, check_spec, preprocessing
+from l2f_jax.embeddings import Embedding, prototypes
 from l2f_jax.evaluation import Predictions, task_accuracies, task_cross_entropies
 from l2f_jax.learners.protonet import protonet
 from l2f_jax.losses import accuracy, cross_entropy, present_cross_entropy
 from l2f_jax.models.conv4 import conv4
-from l2f_jax.models.layers import Norm
+from l2f_jax.models.norm import Norm
 from l2f_jax.models.resnet12 import resnet12
 from l2f_jax.parallel import mesh_for
 from l2f_jax.problems import saved, supervised
@@ -26,7 +27,6 @@ from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.schedule import Evaluation
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Section
-from l2f_jax.transforms import Embedding, prototypes
 from l2f_jax.types import Array, Learner, Model, Params
 
 PROTOCOLS = {

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from l2f_jax import backend, inner, recipes
+from l2f_jax.embeddings import Embedding
 from l2f_jax.evaluation import Predictions, make_measure, make_predict
 from l2f_jax.losses import Criterion, supervised
 from l2f_jax.objectives import multi_step_loss, multi_step_weights, query_loss
@@ -27,13 +28,8 @@ from l2f_jax.problems.seeds import (
     judge_side_by_side,
     update_side_by_side,
 )
-from l2f_jax.transforms import (
-    Embedding,
-    attenuate,
-    everything,
-    identity,
-    is_not_norm,
-)
+from l2f_jax.transforms import attenuate, identity
+from l2f_jax.tree import everything, is_not_norm
 from l2f_jax.types import Array, Episode, Learner, Model, Objective
 
 Section = Mapping[str, Any]
