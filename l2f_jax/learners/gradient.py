@@ -5,8 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from l2f_jax.inner import first_order as followed_in_first_order
-from l2f_jax.inner import unroll
+from l2f_jax import inner
 from l2f_jax.tree import at, merge, split
 from l2f_jax.types import (
     Adapted,
@@ -80,9 +79,9 @@ def gradient_learner(
             key_t = None if key is None else jax.random.fold_in(key, step)
             return loss(params, stats, data, phase="support", step=step, key=key_t)
 
-        followed = followed_in_first_order(rule) if first_order else rule
+        followed = inner.first_order(rule) if first_order else rule
         optimiser = followed.optimiser(meta.rule)
-        path, seen = unroll(
+        path, seen = inner.unroll(
             inner_loss, optimiser, moving, stats, source, steps, remat=remat
         )
         return Adapted(path, shared, seen)
