@@ -16,6 +16,8 @@ learned. program_mib is the compiler's account of a device's memory, peak_mib th
 resident memory of this process, device_mib the peak on the device.
 """
 
+import contextlib
+import fcntl
 import json
 import shlex
 import statistics
@@ -40,8 +42,11 @@ Row = dict[str, Any]
 CLASSES, IMAGES = 64, 60  # of a synthetic bank: the classes of mini-ImageNet
 
 
-def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
-    """Measure the step in turn with a matrix product and, if given, a peer."""
+def benchmark(config: ConfigDict, repeats: int, peer: str = "", turns: str = "") -> Row:
+    """Measure the step in turn with a matrix product and, if given, a peer.
+
+    turns: a file that is locked while the clock runs, see `own_turn`; "" for none.
+    """
     experiment = build(config)
     step = measure.compile_step(experiment)
     product, product_gflop = measure.matrix_product()
@@ -54,10 +59,11 @@ def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
     if config.problem == "reinforcement":
         collection = measure.collection(config, experiment)
         calls["collection"] = lambda: measure.seconds(collection.run)
-    measure.alternate(1, **calls)  # what only the first call costs
-    if peer:
-        calls["peer"] = lambda: run_json(peer)[-1]
-    taken = measure.alternate(repeats, **calls)
+    with own_turn(turns):
+        measure.alternate(1, **calls)  # what only the first call costs
+        if peer:
+            calls["peer"] = lambda: run_json(peer)[-1]
+        taken = measure.alternate(repeats, **calls)
     median = statistics.median(taken["step"])
     row = {
         "compile_s": step.facts["compile_s"],
@@ -77,6 +83,17 @@ def benchmark(config: ConfigDict, repeats: int, peer: str = "") -> Row:
             "env_steps_per_s": collection.steps / alone,
         }
     return row | (compared(row, taken["step"], taken["peer"]) if peer else {})
+
+
+@contextlib.contextmanager
+def own_turn(turns: str) -> Iterator[None]:
+    """Wait for the lock of a file, and keep it from whoever else asks for its turn."""
+    if not turns:
+        yield
+        return
+    with open(turns, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def arithmetic(gflop: float, product_gflop: float, taken: dict[str, list]) -> Row:
@@ -189,7 +206,9 @@ def rows(options: flags.FlagValues, config: ConfigDict, folder: Path) -> Iterato
     elif options.parts:
         measured = iter([measure.parts(config, build(config), options.repeats)])
     else:
-        measured = iter([benchmark(config, options.repeats, options.peer)])
+        measured = iter(
+            [benchmark(config, options.repeats, options.peer, options.turns)]
+        )
     for row in measured:
         yield row | {"environment": environment()}
 
@@ -211,6 +230,9 @@ if __name__ == "__main__":
     launch.config_flag()
     flags.DEFINE_integer("repeats", 5, "blocks of iterations that are timed")
     flags.DEFINE_string("peer", "", "a command to time in turn; it prints such JSON")
+    flags.DEFINE_string(
+        "turns", "", "a file: compile beside others that name it, time one at a time"
+    )
     flags.DEFINE_string("sweep", "", "KEY:VALUE,VALUE,... a row for each value")
     flags.DEFINE_string("synthetic", "", "HxWxC: random images instead of a data set")
     flags.DEFINE_bool("parts", False, "the cost of dispatching and of sampling")

@@ -5,6 +5,8 @@ import math
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -14,7 +16,14 @@ import pytest
 from configs.regression import sinusoid
 from configs.rl import navigation
 from experiments import measure
-from experiments.benchmark import benchmark, orders, run_json, sweep, synthesise
+from experiments.benchmark import (
+    benchmark,
+    orders,
+    own_turn,
+    run_json,
+    sweep,
+    synthesise,
+)
 from experiments.flops import flops
 from l2f_jax.data.bank import load_bank
 from l2f_jax.problems import build
@@ -176,6 +185,25 @@ def test_calls_take_turns():
     )
     assert turns == ["a", "b", "a", "b"]
     assert results == {"a": [None, None], "b": [2, 4]}
+
+
+def test_the_clock_of_one_process_runs_at_a_time(tmp_path):
+    running, most = 0, 0
+
+    def take_turn():
+        nonlocal running, most
+        with own_turn(str(tmp_path / "turns")):
+            running += 1
+            most = max(most, running)
+            time.sleep(0.01)
+            running -= 1
+
+    threads = [threading.Thread(target=take_turn) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
 
 
 def test_ratio_is_taken_pair_by_pair():
