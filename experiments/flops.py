@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
@@ -15,9 +16,10 @@ def flops(program: ClosedJaxpr | Jaxpr) -> int:
     """Return the floating-point operations of all products in a jaxpr.
 
     A product of [m, k] and [k, n] counts 2 m k n, a convolution 2 per output number and
-    kernel number that it sees, padding included. Elementwise work counts nothing. Of
-    the branches of a `cond` the dearest counts; a program over several devices counts
-    them all.
+    kernel number that meets a number of the input there: zeros of padding and dilation,
+    which are most of what some gradients of a convolution are written with, count
+    nothing, nor does elementwise work. Of the branches of a `cond` the dearest counts;
+    a program over several devices counts them all.
 
     Raises:
       ValueError: products inside a `while`, of which no jaxpr tells the length.
@@ -51,10 +53,36 @@ def _product(equation: Any) -> int:
 
 
 def _convolution(equation: Any) -> int:
-    kernel = equation.invars[1].aval.shape
-    filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    (out,) = equation.outvars
-    return 2 * prod(out.aval.shape) * prod(kernel) // filters
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    (out,), params = equation.outvars, equation.params
+    numbers = params["dimension_numbers"]
+    meetings = [
+        _meetings(
+            image[numbers.lhs_spec[2 + i]],
+            kernel[numbers.rhs_spec[2 + i]],
+            out.aval.shape[numbers.out_spec[2 + i]],
+            params["window_strides"][i],
+            params["padding"][i][0],
+            params["lhs_dilation"][i],
+            params["rhs_dilation"][i],
+        )
+        for i in range(len(image) - 2)
+    ]
+    outputs = prod(out.aval.shape[axis] for axis in numbers.out_spec[:2])
+    return 2 * outputs * kernel[numbers.rhs_spec[1]] * prod(meetings)
+
+
+def _meetings(
+    side: int, size: int, out: int, stride: int, before: int, apart: int, spread: int
+) -> int:
+    """Count the pairs of an output and a number of the kernel that meet the input.
+
+    Along one axis, of an input of length `side` with `before` zeros ahead of it and its
+    numbers `apart` from each other, and a kernel of length `size`, its own `spread`.
+    """
+    places = np.arange(out)[:, None] * stride + np.arange(size) * spread - before
+    inside = (places >= 0) & (places <= (side - 1) * apart) & (places % apart == 0)
+    return int(inside.sum())
 
 
 def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

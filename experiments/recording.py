@@ -32,11 +32,18 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "command": sys.argv,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "processes": jax.process_count(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a copy of the source
+        return "not installed"
 
 
 @contextmanager

@@ -10,9 +10,12 @@ On CPUs both choices are measured: the gradients of XLA's own convolution are ab
 times slower inside a loop, and the inner steps are a loop; "forward" takes less time
 and half the memory of "im2col"; one task at a time keeps one task's memory. XLA runs
 "forward" mostly on one thread, so further cores want tasks of their own: `cpu_devices`.
-On GPUs and TPUs the defaults have NOT been measured: `vmap` turns a convolution whose
-kernels differ between tasks into a grouped one, known to be slow in its gradients,
-hence matrix products there, and all tasks at once fill the device.
+On GPUs they are measured, too (an H100, images of 84x84): the gradients of XLA's
+convolution are cuDNN's there, and one task after another takes the least time for the
+official 2 tasks a step. All at once, "im2col" takes 1.14 times as long and 4.6 times
+the memory; for 16 tasks 0.88 times as long and 34 times the memory. `vmap` makes XLA's
+a grouped convolution, which takes 2.5 times as long.
+On TPUs the defaults have NOT been measured.
 """
 
 from collections.abc import Sequence
@@ -31,8 +34,8 @@ def convolution(choice: str = "auto", platform: str | None = None) -> str:
       platform: "cpu", "gpu", "tpu"; None asks JAX for its default backend.
     """
     platform = platform or jax.default_backend()
-    default = "forward" if platform == "cpu" else "im2col"
-    return _resolve("conv", choice, CONVOLUTIONS, default)
+    defaults = {"cpu": "forward", "gpu": "xla"}
+    return _resolve("conv", choice, CONVOLUTIONS, defaults.get(platform, "im2col"))
 
 
 def task_map(choice: str = "auto", platform: str | None = None) -> str:
@@ -43,9 +46,8 @@ def task_map(choice: str = "auto", platform: str | None = None) -> str:
       platform: "cpu", "gpu", "tpu"; None asks JAX for its default backend.
     """
     platform = platform or jax.default_backend()
-    return _resolve(
-        "task_map", choice, TASK_MAPS, "map" if platform == "cpu" else "vmap"
-    )
+    default = "map" if platform in ("cpu", "gpu") else "vmap"
+    return _resolve("task_map", choice, TASK_MAPS, default)
 
 
 def cpu_devices(choice: int, tasks: int, cores: int) -> int:

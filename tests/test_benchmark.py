@@ -63,6 +63,32 @@ def test_convolution_counts_its_kernel_for_every_output(groups):
     assert count(conv, (3, 6, 6, 4), (3, 3, 4 // groups, 8)) == expected
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_a_convolution_count_no_zeros(stride):
+    shapes = (3, 6, 6, 4), (3, 3, 4, 8)
+
+    def conv(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=layout
+        )
+
+    def second(x, kernel):
+        gradient = jax.grad(lambda x, kernel: jnp.square(conv(x, kernel)).sum())
+        return jnp.square(gradient(x, kernel)).sum()
+
+    # Of the taps of 6 outputs in a row 2 meet padding; of 3 outputs, 1.
+    row = 3 * 6 - 2 if stride == 1 else 3 * 3 - 1
+    once = count(conv, *shapes)
+    assert once == 2 * 3 * 4 * 8 * row**2
+    for argument in (0, 1):
+        # A derivative pairs the same numbers as the convolution that it is of.
+        of_sum = jax.grad(lambda *both: jnp.square(conv(*both)).sum(), argument)
+        assert count(of_sum, *shapes) == 2 * once
+        # y = x * K, g = y * K'; back from g to y and on to x; K is in both: one more.
+        assert count(jax.grad(second, argument), *shapes) == (4, 5)[argument] * once
+
+
 def test_loops_count_every_pass():
     def power(x):
         def squares(i, y):

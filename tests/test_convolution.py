@@ -119,7 +119,8 @@ def test_patches_of_a_corner():
 
 def test_the_backend_decides_and_can_be_overruled():
     assert convolution("auto", "cpu") == "forward" and task_map("auto", "cpu") == "map"
-    assert task_map("auto", "gpu") == "vmap"
+    assert convolution("auto", "gpu") == "xla" and task_map("auto", "gpu") == "map"
+    assert convolution("auto", "tpu") == "im2col" and task_map("auto", "tpu") == "vmap"
     assert convolution("xla", "cpu") == "xla" and task_map("vmap", "cpu") == "vmap"
     with pytest.raises(ValueError, match="conv.*'fft'.*auto, forward, im2col, xla"):
         convolution("fft")
