@@ -9,10 +9,12 @@ import pytest
 from experiments.recording import read_metrics
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.data.bank import embedded_icons
+from l2f_jax.data.episodes import EpisodeSpec, preprocessing
 from l2f_jax.evaluation import make_measure
 from l2f_jax.parallel import task_mesh
 from l2f_jax.problems import build
-from l2f_jax.problems.episodic import RawImages, own_tasks
+from l2f_jax.problems.episodic import Feed, RawImages, own_tasks
 from tests import tiny
 from tests.test_train import assert_identical, final_state, finish, two_processes
 
@@ -41,16 +43,52 @@ def on_device(tmp_path_factory):
     return run
 
 
-def test_streamed_run_is_identical(on_device, tmp_path):
-    assert train(config_of("stream"), tmp_path / "run")
-    assert_identical(state_of(on_device), state_of(tmp_path / "run"))
-    assert read_metrics(on_device) == read_metrics(tmp_path / "run")
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "stream"
+    assert train(config_of("stream"), run)
+    return run
 
 
-def test_resumed_streamed_run_is_identical(on_device, tmp_path):
+def assert_same_training(one, two):
+    """The parameters moved, and alike; two programs, so that roundings may differ."""
+    before = jax.tree.leaves(build(config_of("device")).init(0).meta)
+    one, two = (jax.tree.leaves(state_of(run).meta) for run in (one, two))
+    assert max(abs(x - y).max() for x, y in zip(before, one, strict=True)) > 0.1
+    for x, y in zip(one, two, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_streamed_training_is_that_on_the_device(on_device, streamed):
+    assert_same_training(on_device, streamed)
+    for one, two in zip(*map(read_metrics, (on_device, streamed)), strict=True):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-5)
+
+
+def test_resumed_streamed_run_is_identical(streamed, tmp_path):
     for iterations in (3, 12):  # 3: within an epoch
         assert train(config_of("stream", iterations), tmp_path / "run")
-    assert_identical(state_of(on_device), state_of(tmp_path / "run"))
+    assert_identical(state_of(streamed), state_of(tmp_path / "run"))
+
+
+def test_streamed_episodes_are_those_made_on_the_device(key):
+    spec, preprocess = (
+        EpisodeSpec(ways=3, shots=1, queries=2),
+        preprocessing((0,), (1,)),
+    )
+    device, stream = (
+        Feed(
+            embedded_icons(), "train", spec, preprocess, placement=p, mesh=task_mesh(1)
+        )
+        for p in ("device", "stream")
+    )
+    raw = stream.training_items(key, 5, 2, 4)  # steps 5 and 6, of 4 tasks each
+    for step, task in np.ndindex(2, 4):
+        number = (5 + step) * 4 + task
+        episode_key, _ = jax.random.split(jax.random.fold_in(key, number))
+        expected = device.episode(device.shared, (), episode_key)
+        assert expected.support.inputs.std() > 0
+        assert_identical(expected, stream.episode((), raw[step, task], episode_key))
 
 
 @pytest.mark.parametrize("owners", [[0], [0, 0, 1, 1], [0, 1, 0, 1], [2, 1, 0]])
@@ -72,11 +110,7 @@ def test_two_processes_of_two_devices_train_as_one(on_device, tmp_path):
     with two_processes(run, *options, devices=2) as processes:
         first, second = finish(processes)
     assert json.loads((run / "run.json").read_text())["processes"] == 2
-    before = jax.tree.leaves(build(config_of("device")).init(0).meta)
-    one, two = (jax.tree.leaves(state_of(path).meta) for path in (on_device, run))
-    assert max(abs(x - y).max() for x, y in zip(before, one, strict=True)) > 0.1
-    for x, y in zip(one, two, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    assert_same_training(on_device, run)
     # Only the first process records and shows; else all of this were there twice.
     recorded = [[r["step"] for r in read_metrics(path)] for path in (on_device, run)]
     assert recorded[0] == recorded[1]
@@ -104,8 +138,10 @@ def judged():
     return predict
 
 
-def test_streamed_evaluation_is_identical(judged):
-    assert_identical(judged("device", 70), judged("stream", 70))
+def test_streamed_evaluation_is_that_on_the_device(judged):
+    one, two = judged("device", 70), judged("stream", 70)
+    np.testing.assert_array_equal(one.targets, two.targets)
+    np.testing.assert_allclose(one.outputs, two.outputs, rtol=1e-5, atol=1e-5)
 
 
 def test_number_of_tasks_does_not_change_their_predictions(judged):
