@@ -1,4 +1,4 @@
-"""The runs behind a table's cells: sized, trained once, judged on the same tasks."""
+"""The runs behind a table's cells: sized, trained once, tested on the same tasks."""
 
 import contextlib
 import fcntl
@@ -60,11 +60,12 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
     return runs
 
 
-def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
-    """Train what no other process has; say whether nothing interrupted it.
+def run_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
+    """Train and test what no other process has; say whether nothing interrupted it.
 
-    A run that diverges, or builds on one that is not complete, is left as it is, which
-    is said, and the others are trained.
+    Processes that share a folder so share the testing, too. A run that diverges, or
+    builds on one that is not complete, is left as it is, which is said, and the others
+    are trained.
 
     Args:
       runs: of a cell.
@@ -88,6 +89,7 @@ def train_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
             try:
                 if not train(config, run):
                     return False
+                judged(run, tasks=config.evaluation.test_tasks)
             except FloatingPointError as error:
                 print(f"{run}: {error}", file=sys.stderr)
     return True
@@ -173,7 +175,7 @@ class Result(NamedTuple):
 def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
     """Test the runs of a cell, or read their scores; None if one is not complete.
 
-    Arguments as `train_missing`. Raises ValueError where a directory holds a run of
+    Arguments as `run_missing`. Raises ValueError where a directory holds a run of
     another config.
     """
     for run, config in runs.items():

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from configs.tables import TABLES, Cell
 from experiments import launch
-from experiments.cells import Result, judge, members, resize, train_missing
+from experiments.cells import Result, judge, members, resize, run_missing
 from experiments.recording import environment, write_json, write_text
 from l2f_jax.evaluation import interval, paired, quartiles
 from l2f_jax.problems import Score
@@ -249,7 +249,7 @@ def main() -> None:
     for cell in cells:
         if options.print_only:
             continue
-        if not train_missing(runs[cell.name], cell.matched):
+        if not run_missing(runs[cell.name], cell.matched):
             raise SystemExit(128 + signal.SIGTERM)
     results = {cell.name: judge(runs[cell.name], cell.matched) for cell in cells}
     found = {cell.name: described(results, cell) for cell in cells}

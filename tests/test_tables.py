@@ -321,12 +321,13 @@ def test_a_cell_that_diverges_is_said_to_and_the_next_one_trained(
         trained.append(run)
         return True
 
-    trained = []
+    trained, tested = [], []
     (cell,) = chosen_cells("4", "icons", "maml")
     monkeypatch.setattr(cells, "train", diverge)
+    monkeypatch.setattr(cells, "judged", lambda run, tasks: tested.append((run, tasks)))
     runs = {tmp_path / name: cell.config for name in "ab"}
-    assert cells.train_missing(runs)
-    assert trained == [tmp_path / "b"]
+    assert cells.run_missing(runs)
+    assert trained == [tmp_path / "b"] and tested == [(tmp_path / "b", 600)]
     assert "a: outer/loss is not finite at step 3" in capsys.readouterr().err
     assert cells.judge(runs) is None
 
@@ -336,7 +337,7 @@ def test_a_run_is_taken_by_one_process_at_a_time(tmp_path, monkeypatch):
         assert first and not second
         (cell,) = chosen_cells("4", "icons", "l2f")
         monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
-        assert cells.train_missing({tmp_path / "run": cell.config})
+        assert cells.run_missing({tmp_path / "run": cell.config})
     with taken(tmp_path / "run") as again:
         assert again
 
@@ -353,8 +354,9 @@ def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):
     ((run, config),) = members(cell, tmp_path, 1).items()
     trained = threading.Event()
     monkeypatch.setattr(cells, "train", lambda *_: trained.set() or True)
+    monkeypatch.setattr(cells, "judged", lambda *_, **__: None)
     with taken(tmp_path / "protonet" / "seed_0"):
-        other = threading.Thread(target=cells.train_missing, args=({run: config},))
+        other = threading.Thread(target=cells.run_missing, args=({run: config},))
         other.start()
         assert not trained.wait(0.5)
         complete(tmp_path / "protonet" / "seed_0", config)
@@ -372,7 +374,7 @@ def test_a_run_whose_source_is_not_complete_is_said_to_be_missing(
     (cell,) = chosen_cells(table, "icons", name)
     runs = members(cell, tmp_path, 2)
     monkeypatch.setattr(cells, "train", lambda *_: pytest.fail("trained"))
-    assert cells.train_missing(runs, cell.matched)
+    assert cells.run_missing(runs, cell.matched)
     assert not list(tmp_path.iterdir())  # nor is a lock
     first, second = capsys.readouterr().err.splitlines()
     assert f"{name}/seed_0 is not trained: " in first
@@ -383,7 +385,7 @@ def test_a_run_whose_source_is_not_complete_is_said_to_be_missing(
     # The second seed's has a record, but diverged before its first checkpoint.
     complete(tmp_path / source / "seed_1", cell.config)
     shutil.rmtree(tmp_path / source / "seed_1" / "checkpoints")
-    assert cells.train_missing(runs, cell.matched)
+    assert cells.run_missing(runs, cell.matched)
     _, second = capsys.readouterr().err.splitlines()
     assert "seed_1 is unfinished: its last checkpoint is of step 0 of " in second
 
@@ -396,7 +398,7 @@ def test_a_run_of_other_rates_is_no_matched_cell(tmp_path):
         del record["config"]["learner"]["rates"]
         record["config"]["learner"] |= rates
         (run / "run.json").write_text(json.dumps(record))
-        for use in (cells.train_missing, cells.judge):
+        for use in (cells.run_missing, cells.judge):
             with pytest.raises(ValueError, match="holds a run with learner.rates"):
                 use({run: config}, cell.matched)
         record["config"]["learner"].setdefault("rates")
