@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import curves, launch, page, panels, plots, samples, setting
+from experiments import (
+    behaviour,
+    curves,
+    launch,
+    motion,
+    page,
+    panels,
+    plots,
+    samples,
+    setting,
+)
 from experiments.evaluate import set_up
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
@@ -45,6 +55,8 @@ def sections(
         if adapting:
             yield Section("Conflict", list(conflict(adapting)))
         yield Section("Sample episodes", list(episodes(runs, split)))
+    else:
+        yield Section("Sample tasks", [sample_tasks(runs)])
     yield Section("Environment", list(setting.surroundings(runs, evaluations)))
 
 
@@ -202,6 +214,33 @@ def episodes(runs: Sequence[Run], split: str) -> Iterator[Block]:
                 samples.draw(sample),
                 f"Task {i + 1}. Labelled rightly, of all its query images: {right}.",
             )
+
+
+def sample_tasks(runs: Sequence[Run]) -> Block:
+    """Draw what the last checkpoints do in the first test tasks (Figures 4a and 5c)."""
+    if runs[0].config["problem"] == "regression":
+        numbers = {run.name: behaviour.fits(run, behaviour.SHOWN) for run in runs}
+        draw, name = behaviour.draw_fits, "fits"
+        shown = (
+            f"The first {behaviour.SHOWN} test tasks, not chosen ones, one above the "
+            "other: the curve (grey), its support points (triangles), and predictions "
+            "before adaptation and after the inner steps of training."
+        )
+    else:
+        numbers = {run.name: motion.motion(run, motion.TASKS) for run in runs}
+        draw, name = motion.draw_motion, "motion"
+        shown = (
+            f"Policies in the first {motion.TASKS} test tasks, not chosen ones. In a "
+            "plane: paths before adaptation (dotted) and after the updates of "
+            "training, and the goals (stars). Of a robot: poses of one trajectory "
+            "after them, the later the darker."
+        )
+    with page.drawing():
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
+        draw(numbers, axes)
+        plots.plain(axes)
+        return page.picture(name, figure, shown)
 
 
 def main() -> None:

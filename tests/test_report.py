@@ -314,8 +314,9 @@ def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config):
     run = trained(tmp_path / "run", config)
     written([run], tmp_path / "page.html")
     page = ElementTree.fromstring((tmp_path / "page.html").read_text("utf-8"))
-    parts = ["Runs", "Test scores", "Curves", "Environment"]
+    parts = ["Runs", "Test scores", "Curves", "Sample tasks", "Environment"]
     assert [h.text for h in page.iter("h2")] == parts
+    assert "not chosen ones" in [f.text for f in page.iter("figcaption")][-1]
     content = evaluation(run)
     at = content["inner_steps"].index(config.learner.steps)
     last = content["results"]["last"]["after"][at]
