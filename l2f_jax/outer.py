@@ -38,21 +38,27 @@ def initial_state(
     inputs: Array,
     seed: int,
     mesh: Mesh,
+    *,
+    episodes: int | None = None,
 ) -> TrainState:
     """Initialise a run, replicated over the mesh.
 
     Args:
       inputs: [n, ...] an example of the model's inputs; only its shape and dtype count.
+      seed: of the parameters.
+      episodes: the seed of all that training draws; None is `seed`. The runs of several
+        differ in their tasks alone, as those of the official code do.
     """
 
-    def init(key: Array, inputs: Array) -> TrainState:
-        init_key, run_key = jax.random.split(key)
+    def init(key: Array, run_key: Array, inputs: Array) -> TrainState:
+        init_key, run_key = jax.random.split(key)[0], jax.random.split(run_key)[1]
         meta, stats = learner.init(init_key, inputs)
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, run_key, meta, optimiser.init(meta), stats)
 
     replicated = NamedSharding(mesh, REPLICATED)
-    return jax.jit(init, out_shardings=replicated)(jax.random.key(seed), inputs)
+    keys = map(jax.random.key, (seed, seed if episodes is None else episodes))
+    return jax.jit(init, out_shardings=replicated)(*keys, inputs)
 
 
 def make_update(

@@ -303,6 +303,7 @@ def test_defaults_are_the_official_values(name):
         ("training.task_map", "scan"),
         ("training.cpu_devices", -1),
         ("training.keep_every", -1),
+        ("training.seed", -1),
         ("training.iterations", 0),
         ("training.iterations_per_epoch", 0),
         ("training.first_order_epochs", -1),

@@ -152,6 +152,18 @@ def test_initial_state_is_that_of_its_seed():
     assert not np.array_equal(*kernels)
 
 
+def test_episodes_may_have_a_seed_of_their_own():
+    optimiser, inputs = meta_optimiser(1e-3), jnp.zeros((1, toys.FEATURES))
+    learner = maml(toys.classifier(), None)
+
+    def state(seed, **options):
+        return initial_state(learner, optimiser, inputs, seed, task_mesh(1), **options)
+
+    zero, one, mixed = state(0), state(1), state(0, episodes=1)
+    chex.assert_trees_all_equal(mixed, zero._replace(key=one.key))
+    assert not np.array_equal(*(jax.random.key_data(s.key) for s in (zero, one)))
+
+
 def test_shared_data_reach_every_task():
     optimiser = optax.sgd(1.0)
     update = update_of(optimiser, lambda shared, item, key: shared * item)

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     method, network, shots = chosen(arg, VARIANTS)
     config = ConfigDict()
     config.problem = "classification"
-    config.seed = 0  # of initial parameters and training episodes
+    config.seed = 0  # of initial parameters and, by default, training episodes
 
     config.data = ConfigDict()
     config.data.bank = ""  # "icons" (embedded), or the folder of a prepared bank
@@ -74,6 +74,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimiser.clip = 0.0  # largest meta-gradient element of theta; 0: no clip
 
     config.training = ConfigDict()
+    # Of the training episodes; None: `seed`. The official runs 0, 1 and 2 start from
+    # the same parameters and differ in this alone.
+    config.training.seed = placeholder(int)
     config.training.iterations_per_epoch = 500
     config.training.iterations = 50_000 if method == "maml" else 30_000
     config.training.iterations_per_dispatch = 10

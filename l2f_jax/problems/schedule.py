@@ -29,6 +29,7 @@ class Schedule:
       moving to the last step over them (MAML++); 0 uses the query loss throughout.
     task_map: "map", "vmap" or "auto", see `backend.task_map`.
     cpu_devices: see `backend.cpu_devices`; only what starts a run reads it.
+    seed: of the training episodes; None is the run's own, which its parameters have.
     keep_every: keep the checkpoint of every n-th epoch besides the newest and the best,
       for figures over training; 0 keeps none for that.
     """
@@ -44,6 +45,7 @@ class Schedule:
     task_map: str
     cpu_devices: int = 0
     keep_every: int = 0
+    seed: int | None = None
 
     def __post_init__(self):
         least = {
@@ -56,6 +58,8 @@ class Schedule:
             "cpu_devices": 0,
             "keep_every": 0,
         }
+        if self.seed is not None:
+            least["seed"] = 0
         check_least("training", vars(self), least)
         if self.order not in (1, 2):
             raise ValueError(f"`training.order` ({self.order}) must be 1 or 2")

@@ -192,7 +192,14 @@ def run(
 
     def init(seed: int) -> TrainState:
         inputs = jnp.zeros(example.shape, example.dtype)
-        return initial_state(built.learner, built.optimiser, inputs, seed, mesh)
+        return initial_state(
+            built.learner,
+            built.optimiser,
+            inputs,
+            seed,
+            mesh,
+            episodes=schedule.seed,
+        )
 
     @functools.cache
     def program(which: Program):
