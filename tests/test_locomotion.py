@@ -272,7 +272,15 @@ def promotion():
         yield
 
 
-@pytest.mark.usefixtures("x64", "promotion")
+@pytest.fixture
+def x64_in_all_threads():
+    """As `x64`; a callback may run in a thread of XLA's, which a context leaves out."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.usefixtures("x64_in_all_threads", "promotion")
 def test_mjx_moves_as_the_c_engine():
     pytest.importorskip("mujoco.mjx")
     # 0.5 s: the robot falls, and its feet push it off the floor.
