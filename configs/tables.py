@@ -70,8 +70,8 @@ PAPER_7 = {
     ("l2f", "k10"): (0.8069, 0.5317, 0.3696),
     ("l2f", "k20"): (0.5475, 0.2805, 0.1629),
 }
-# Mean returns after so many updates, decoded from what MAML's own code published. Its
-# oracle takes no update; of policies that MAML did not train only the ends are known.
+# Mean returns after so many updates, decoded from what MAML's own code published. Of
+# its oracle one number is known, of policies that it did not train only the two ends.
 PUBLISHED = {
     "navigation": {
         "maml": {0: -40.4, 1: -11.7, 2: -3.3, 3: -3.2},

@@ -15,18 +15,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import (
-    behaviour,
-    curves,
-    launch,
-    motion,
-    page,
-    panels,
-    plots,
-    samples,
-    setting,
-)
+from experiments import curves, launch, page, panels, plots, samples, setting
 from experiments.evaluate import set_up
+from experiments.figures import FIGURES
 from experiments.page import Block, Section, Table, Text
 from experiments.recording import write_text
 from experiments.runs import Run, gammas, is_attenuated, judge, last_state, open_runs
@@ -34,6 +25,21 @@ from experiments.scores import START, Evaluation
 
 EPISODES = 2  # that are drawn
 CONFLICTING = 40  # training tasks whose conflict is measured, whole batches
+# Of a problem without images: the figure's panel that shows tasks, and what it shows.
+SAMPLES = {
+    "regression": (
+        "4a",
+        "The first test tasks, not chosen ones, one above the other: the curve (grey), "
+        "its support points (triangles), and predictions before adaptation and after "
+        "the inner steps of training.",
+    ),
+    "reinforcement": (
+        "5c",
+        "Policies in the first test tasks, not chosen ones. In a plane: paths before "
+        "adaptation (dotted) and after the updates of training, and the goals (stars). "
+        "Of a robot: poses of one trajectory after them, the later the darker.",
+    ),
+}
 
 
 def sections(
@@ -217,30 +223,16 @@ def episodes(runs: Sequence[Run], split: str) -> Iterator[Block]:
 
 
 def sample_tasks(runs: Sequence[Run]) -> Block:
-    """Draw what the last checkpoints do in the first test tasks (Figures 4a and 5c)."""
-    if runs[0].config["problem"] == "regression":
-        numbers = {run.name: behaviour.fits(run, behaviour.SHOWN) for run in runs}
-        draw, name = behaviour.draw_fits, "fits"
-        shown = (
-            f"The first {behaviour.SHOWN} test tasks, not chosen ones, one above the "
-            "other: the curve (grey), its support points (triangles), and predictions "
-            "before adaptation and after the inner steps of training."
-        )
-    else:
-        numbers = {run.name: motion.motion(run, motion.TASKS) for run in runs}
-        draw, name = motion.draw_motion, "motion"
-        shown = (
-            f"Policies in the first {motion.TASKS} test tasks, not chosen ones. In a "
-            "plane: paths before adaptation (dotted) and after the updates of "
-            "training, and the goals (stars). Of a robot: poses of one trajectory "
-            "after them, the later the darker."
-        )
+    """Draw what the last checkpoints do in the first test tasks."""
+    name, caption = SAMPLES[runs[0].config["problem"]]
+    panel = FIGURES[name]
+    numbers = {run.name: panel.measure(run, EPISODES) for run in runs}
     with page.drawing():
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.subplots()
-        draw(numbers, axes)
+        panel.draw(numbers, axes)
         plots.plain(axes)
-        return page.picture(name, figure, shown)
+        return page.picture("tasks", figure, caption)
 
 
 def main() -> None:

@@ -218,6 +218,7 @@ def _schedule(section: Section) -> Schedule:
         "first_order_epochs": 0,
         "multi_step_epochs": 0,
         "task_map": "vmap",
+        "seed": None,  # trajectories are drawn by the run's own
     }
     return call(Schedule, section, "training", **fixed)
 
