@@ -205,7 +205,8 @@ def presampled(config: ConfigDict, experiment: Experiment, iterations: int) -> C
     mesh = mesh_for(schedule.tasks)
     names = ("model", "learner", "transform", "optimiser", "training")
     built = method(ways=ways, **{name: config[name] for name in names})
-    at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)
+    task_map = backend.task_map(schedule.task_map, (1, *experiment.facts["shape"]))
+    at_once = tasks_at_once(task_map, schedule.tasks, mesh)
     update = make_update(
         objective(built, schedule.program(schedule.iterations - 1)),
         built.optimiser,

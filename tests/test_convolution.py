@@ -118,10 +118,18 @@ def test_patches_of_a_corner():
 
 
 def test_the_backend_decides_and_can_be_overruled():
-    assert convolution("auto", "cpu") == "forward" and task_map("auto", "cpu") == "map"
-    assert convolution("auto", "gpu") == "xla" and task_map("auto", "gpu") == "map"
-    assert convolution("auto", "tpu") == "im2col" and task_map("auto", "tpu") == "vmap"
-    assert convolution("xla", "cpu") == "xla" and task_map("vmap", "cpu") == "vmap"
+    small, large, vectors = (75, 28, 28, 1), (75, 84, 84, 3), (10, 1)
+
+    def chosen(shape, platform):
+        return convolution("auto", shape, platform), task_map("auto", shape, platform)
+
+    assert chosen(small, "cpu") == chosen(large, "cpu") == ("forward", "map")
+    assert chosen(small, "gpu") == ("im2col", "vmap")
+    assert chosen(large, "gpu") == ("xla", "map")
+    assert chosen(vectors, "gpu")[1] == "vmap"
+    assert chosen(small, "tpu") == chosen(large, "tpu") == ("im2col", "vmap")
+    assert convolution("xla", large, "cpu") == "xla"
+    assert task_map("vmap", large, "cpu") == "vmap"
     with pytest.raises(ValueError, match="conv.*'fft'.*auto, forward, im2col, xla"):
         convolution("fft")
 

@@ -41,7 +41,7 @@ def resnet12(
     """
     if len(widths) != len(POOL_PADDING):
         raise ValueError(f"`widths` {widths} must have {len(POOL_PADDING)} entries")
-    method = backend.convolution(conv)
+    backend.convolution(conv)  # refused here if there is no such way
 
     def init(key: Array, inputs: Array) -> tuple[Params, Stats]:
         *block_keys, head_key = jax.random.split(key, len(widths) + 1)
@@ -59,12 +59,19 @@ def resnet12(
         head = layers.init_head(head_key, widths[-1], outputs, x.dtype)
         return tree.merge(params, head), tree.merge(stats)
 
-    def block(params: Params, stats: Stats, x: Array, b: int, normed: Callable):
+    def block(
+        params: Params,
+        stats: Stats,
+        x: Array,
+        b: int,
+        convolved: Callable,
+        normed: Callable,
+    ) -> tuple[Array, Stats]:
         path = f"block_{b}"
-        shortcut = conv_layer(x, params[f"{path}/shortcut/kernel"], method=method)
+        shortcut = convolved(x, params[f"{path}/shortcut/kernel"])
         shortcut, stats = normed(params, stats, f"{path}/shortcut_norm", shortcut)
         for i in range(3):
-            x = conv_layer(x, params[f"{path}/conv_{i}/kernel"], method=method)
+            x = convolved(x, params[f"{path}/conv_{i}/kernel"])
             x, stats = normed(params, stats, f"{path}/norm_{i}", x)
             x = jax.nn.relu(x) if i < 2 else x + shortcut
         # Pooling first gives the same values, as the activation is increasing.
@@ -82,10 +89,12 @@ def resnet12(
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
         del key  # nothing here is random
+        method = backend.convolution(conv, inputs.shape)
+        convolved = functools.partial(conv_layer, method=method)
         normed = functools.partial(normalise, norm, phase=phase, step=step)
         x = inputs
         for b in range(len(widths)):
-            x, stats = block(params, stats, x, b, normed)
+            x, stats = block(params, stats, x, b, convolved, normed)
         x = x.mean((1, 2))
         return x if outputs is None else layers.linear(params, "head", x), stats
 

@@ -188,7 +188,8 @@ def run(
       seeds: runs that train side by side, see `problems.seeds`.
     """
     schedule, mesh = built.schedule, mesh_for(built.schedule.tasks)
-    at_once = tasks_at_once(backend.task_map(schedule.task_map), schedule.tasks, mesh)
+    task_map = backend.task_map(schedule.task_map, example.shape)
+    at_once = tasks_at_once(task_map, schedule.tasks, mesh)
 
     def init(seed: int) -> TrainState:
         inputs = jnp.zeros(example.shape, example.dtype)
