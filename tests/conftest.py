@@ -1,4 +1,4 @@
-"""What every test runs under: no silent promotion, and programs compiled fast."""
+"""What every test runs under: a CPU, no silent promotion, programs compiled fast."""
 
 import os
 from pathlib import Path
@@ -19,6 +19,10 @@ def pytest_configure(config):
     config.addinivalue_line(
         "filterwarnings", "ignore:Error reading persistent compilation cache"
     )
+    # An accelerator is for who asks for it, by this variable: its memory would not do
+    # for as many processes as there are cores.
+    platforms = os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    jax.config.update("jax_platforms", platforms)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
