@@ -18,7 +18,7 @@ from l2f_jax import analysis
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, build
-from l2f_jax.problems.saved import read_record
+from l2f_jax.problems.saved import check_data, read_record
 
 
 class Run(NamedTuple):
@@ -70,6 +70,8 @@ def open_runs(
             raise ValueError(f"{path} has no complete checkpoint yet")
     steps = [newest_step(path) for path in paths]
     experiments = [build(ConfigDict(found["config"])) for found in records]
+    for path, experiment in zip(paths, experiments, strict=True):
+        check_data(path, experiment.facts)
     parts = zip(names, paths, records, experiments, steps, strict=True)
     return [Run(*part) for part in parts]
 

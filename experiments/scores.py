@@ -18,6 +18,7 @@ from l2f_jax.evaluation import (
     quartiles,
 )
 from l2f_jax.problems import Experiment, Score, build
+from l2f_jax.problems.saved import check_data
 
 START = "start"  # the transformed policy before any update, as a point of adaptation
 
@@ -186,7 +187,9 @@ def _built(run: Path, bank: str | None) -> tuple[Experiment, int]:
                 f"--bank ({bank}): a run of {config.problem} reads no image bank"
             )
         config.data.bank = bank
-    return build(config), config.seed
+    experiment = build(config)
+    check_data(run, experiment.facts)
+    return experiment, config.seed
 
 
 def _evaluation(

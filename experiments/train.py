@@ -24,7 +24,7 @@ from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import interval
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import Experiment, build
-from l2f_jax.problems.saved import read_record
+from l2f_jax.problems.saved import check_data, read_record
 
 
 class Interruption:
@@ -167,13 +167,14 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
 
     Only `training.iterations` may change, and only where the outer rate does not
     depend on it; and `training.keep_every`, on which no number depends. The record
-    keeps what the run began with, and has an entry in "resumed" for each time that it
-    went on.
+    keeps what else the run began with, and has an entry in "resumed" for each time that
+    it went on.
     """
     path = run / "run.json"
     if path.exists():
         outer = config.optimiser  # a trust region has no rate
         check_same(run, config, longer=outer.get("lr") == outer.get("min_lr"))
+        check_data(run, experiment.facts)
     elif run.exists() and any(run.iterdir()):
         raise ValueError(
             f"--run ({run}) holds files but no run.json; name a new folder"
@@ -183,12 +184,12 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     step = newest_step(run)  # asked in all, too
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
-        facts = {"config": resolved(config), "data": experiment.facts}
-        facts = {"protocol": experiment.protocol, **facts}
         if not path.exists():
+            facts = {"protocol": experiment.protocol, "config": resolved(config)}
+            facts["data"] = experiment.facts
             record = {**facts, **environment(), "resumed": []}
         else:
-            record = read_record(run) | facts
+            record = read_record(run) | {"config": resolved(config)}
             if step < experiment.schedule.iterations:
                 again = {"step": step, **environment()}
                 record["resumed"] = [*record.get("resumed", []), again]

@@ -127,7 +127,7 @@ def task_accuracies(predictions: Predictions) -> np.ndarray:
 def task_cross_entropies(predictions: Predictions) -> np.ndarray:
     """Return each task's mean query cross-entropy after each point, [tasks, points]."""
     logits = np.asarray(predictions.outputs, np.float64)
-    logits -= logits.max(-1, keepdims=True)
+    logits = logits - logits.max(-1, keepdims=True)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     labels = predictions.targets[:, None, :, None]
     return -np.take_along_axis(log_probabilities, labels, axis=-1).mean((-2, -1))

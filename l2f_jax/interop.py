@@ -9,6 +9,7 @@ columns and computes nothing, so it is exact in both directions.
 
 import importlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,14 +94,16 @@ def write_official(
     """Write a file that the official code can load; needs PyTorch.
 
     Args:
-      path: the file; replaced if it exists.
+      path: the file; one that is there is replaced by the complete new one.
       meta, rates, feature_map: see `to_official`.
       bookkeeping: what lies beside the network, such as current_iter, best_val_acc.
     """
     torch = _torch()
     state = to_official(meta, rates, feature_map=feature_map)
     network = {name: torch.tensor(x) for name, x in state.items()}
-    torch.save({**(bookkeeping or {}), "network": network}, path)
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    torch.save({**(bookkeeping or {}), "network": network}, partial)
+    os.replace(partial, path)
 
 
 def from_official(

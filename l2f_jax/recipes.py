@@ -16,7 +16,18 @@ from l2f_jax import inner
 from l2f_jax.learners.gradient import gradient_learner
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.tree import everything, is_not_norm
-from l2f_jax.types import InitTransform, InnerRule, Learner, Model, TaskLoss
+from l2f_jax.types import (
+    Array,
+    InitTransform,
+    InnerRule,
+    Learner,
+    Model,
+    Params,
+    Stats,
+    TaskLoss,
+)
+
+HEAD = "head/"  # how the paths of a head begin in the models of this library
 
 
 def maml(
@@ -144,18 +155,22 @@ def anil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    head: str = HEAD,
     adapt_norm: bool = False,
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
     """Adapt the head only ("almost no inner loop"); arguments as for `maml`.
 
+    Args:
+      head: how the paths of the head's tensors begin; a network without any is refused
+        by `init`.
     Reference: Raghu et al., Rapid Learning or Feature Reuse?, ICLR 2020.
     """
     return gradient_learner(
-        model,
+        _with_head(model, head),
         loss,
-        fast=_moving(_is_head, adapt_norm),
+        fast=_moving(lambda path: path.startswith(head), adapt_norm),
         transform=transform or identity(),
         rule=inner.sgd(lr),
         remat=remat,
@@ -167,20 +182,21 @@ def boil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    head: str = HEAD,
     adapt_norm: bool = False,
     transform: InitTransform | None = None,
     remat: bool = True,
 ) -> Learner:
-    """Adapt the body only ("body only update in inner loop"); arguments as for `maml`.
+    """Adapt the body only ("body only update in inner loop"); arguments as for `anil`.
 
     Reference: Oh et al., BOIL, ICLR 2021.
     """
 
     def is_body(path: str) -> bool:
-        return is_not_norm(path) and not _is_head(path)
+        return is_not_norm(path) and not path.startswith(head)
 
     return gradient_learner(
-        model,
+        _with_head(model, head),
         loss,
         fast=_moving(is_body, adapt_norm),
         transform=transform or identity(),
@@ -189,8 +205,18 @@ def boil(
     )
 
 
-def _is_head(path: str) -> bool:
-    return path.startswith("head/")
+def _with_head(model: Model, head: str) -> Model:
+    """Let a network's `init` refuse one that has no such head."""
+
+    def init(key: Array, inputs: Array) -> tuple[Params, Stats]:
+        params, stats = model.init(key, inputs)
+        if not any(path.startswith(head) for path in params):
+            raise ValueError(
+                f"`head` ({head!r}) must begin some of the paths {', '.join(params)}"
+            )
+        return params, stats
+
+    return model._replace(init=init)
 
 
 def _moving(part: Callable[[str], bool], adapt_norm: bool) -> Callable[[str], bool]:

@@ -22,8 +22,11 @@ def merge(*parts: Params) -> Params:
 
 
 def is_not_norm(path: str) -> bool:
-    """Say whether a path is of a tensor outside norm layers (the official choice)."""
-    return "norm" not in path
+    """Say whether a path is of a tensor outside norm layers (the official choice).
+
+    A norm layer is one with "norm" in its path, capital letters or not.
+    """
+    return "norm" not in path.lower()
 
 
 def everything(path: str) -> bool:

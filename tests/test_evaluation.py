@@ -78,9 +78,10 @@ def test_task_cross_entropies_by_hand():
 
 
 def test_scores_leave_predictions_as_they_are():
-    outputs = LOGITS.copy()
-    task_cross_entropies(Predictions(outputs, ONE_TASK.targets))
-    np.testing.assert_array_equal(outputs, LOGITS)
+    for dtype in (np.float32, np.float64):
+        outputs = LOGITS.astype(dtype)
+        task_cross_entropies(Predictions(outputs, ONE_TASK.targets))
+        np.testing.assert_array_equal(outputs, LOGITS)
 
 
 def test_ensemble_averages_logits_not_votes():

@@ -1,6 +1,7 @@
 """Official checkpoints: exact translation in both directions, clear refusals."""
 
 import pickle
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -314,6 +315,23 @@ def test_written_file_is_read_back(tmp_path):
     write_official(path, model.meta, model.rates, bookkeeping={"current_iter": 7})
     jax.tree.map(np.testing.assert_array_equal, read_official(path), model)
     assert torch.load(path)["current_iter"] == 7
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    model = from_official(official())
+    write_official(tmp_path / "model", model.meta)
+
+    def fails(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space left"):
+        write_official(tmp_path / "model", model.meta)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_official(tmp_path / "model"), model
+    )
 
 
 def test_files_that_are_not_official_checkpoints_are_refused(tmp_path):

@@ -39,6 +39,14 @@ def test_fast_parameters_move_and_shared_ones_stay():
     assert adapted.shared == {"b": 2.0}
 
 
+@pytest.mark.parametrize("t", [-1, 3])
+def test_point_outside_the_path_is_refused(t):
+    learner, meta = learner_of(apply=times)
+    adapted = learner.adapt(meta, {}, constant(jnp.array(3.0)), 2)
+    with pytest.raises(ValueError, match=rf"`t` \({t}\) must lie in 0 .. 2, the inner"):
+        learner.predict(adapted, t, jnp.array(3.0), phase="test")
+
+
 def test_transform_sees_index_0_of_the_data_and_inner_steps_the_others():
     learner, meta = learner_of(transform=ADD_LOSS)
     adapted = learner.adapt(meta, {}, recorded(jnp.array([10.0, 3.0, 4.0])), 2)

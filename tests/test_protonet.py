@@ -172,3 +172,20 @@ def test_prototypes_of_another_learner_are_refused(trained, tmp_path):
         ValueError, match="run of `learner.name` 'protonet', not 'maml'"
     ):
         build(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("icons_split", "random", "not what .* was trained on: classes of 'test' 59"),
+        ("mean", (0.5,), r"with `data.mean` \[\], which must be the same here, not"),
+    ],
+)
+def test_prototypes_of_other_images_are_refused(trained, key, value, message):
+    config = short("l2f")
+    config.transform.prototypes = str(trained)
+    config.data[key] = value
+    if key == "mean":
+        config.data.std = (0.5,)
+    with pytest.raises(ValueError, match=message):
+        build(config)

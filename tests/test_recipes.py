@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from l2f_jax import recipes
 from l2f_jax.inner import constant, sgd
 from l2f_jax.losses import accuracy, cross_entropy
 from l2f_jax.models.conv4 import conv4
+from l2f_jax.models.linen import from_linen
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import TrainState, make_update, meta_optimiser
 from l2f_jax.parallel import task_mesh
@@ -188,3 +190,40 @@ def test_every_start_begins_with_the_same_network(key):
     )
     for path, x in one.params.items():
         np.testing.assert_array_equal(two.params[path], x)
+
+
+class Small(nn.Module):
+    """A network with norm layers, whose tensors have Flax's own names."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.LayerNorm()(nn.BatchNorm(use_running_average=False)(nn.Dense(3)(x)))
+        return nn.Dense(toys.WAYS)(x)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers"),
+    [
+        (recipes.maml, {"Dense_0", "Dense_1"}),
+        (recipes.l2f, {"Dense_0", "Dense_1"}),
+        (functools.partial(recipes.anil, head="Dense_1/"), {"Dense_1"}),
+        (functools.partial(recipes.boil, head="Dense_1/"), {"Dense_0"}),
+    ],
+)
+def test_recipes_know_the_layers_of_a_flax_network(recipe, layers, key):
+    model = from_linen(Small())
+    learner = recipe(model, toys.task_loss(model))
+    meta, stats = learner.init(key, jnp.zeros((4, toys.FEATURES)))
+    support = toys.episode().support
+    adapted = learner.adapt(meta, stats, constant(support), 1)
+    assert {path.split("/")[0] for path in adapted.path} == layers
+
+
+@pytest.mark.parametrize("recipe", [recipes.anil, recipes.boil])
+def test_a_network_without_the_head_is_refused(recipe, key):
+    model = from_linen(Small())
+    learner = recipe(model, toys.task_loss(model))
+    with pytest.raises(
+        ValueError, match="`head` .'head/'. must begin some of .*Dense_0"
+    ):
+        learner.init(key, jnp.zeros((4, toys.FEATURES)))

@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections import OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,27 @@ def rotated_jpeg():
     photo.getexif()[0x0112] = 6  # orientation: its left side is the top
     photo.save(file, "JPEG", quality=95, exif=photo.getexif())
     return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_levels_of_16_bits_keep_the_upper_8(tmp_path, kind):
+    levels = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4369  # 0 .. 65535
+    Image.fromarray(levels).save(tmp_path / "scan", kind)
+    pixels, _ = decode(image((tmp_path / "scan").read_bytes()), 4, ink=False)
+    np.testing.assert_array_equal(pixels[..., 0], levels >> 8)
+    np.testing.assert_array_equal(pixels, read_image(tmp_path / "scan", (4, 4, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_levels_of_32_bits_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "scan", "TIFF")
+    content = (tmp_path / "scan").read_bytes()
+    with pytest.raises(
+        UnreadableImage, match="somewhere/1.png: grey levels of 32 bits"
+    ):
+        decode(image(content), 4, ink=False)
+    with pytest.raises(ValueError, match="scan cannot be read: grey levels of 32 bits"):
+        read_image(tmp_path / "scan", (4, 4, 3))
 
 
 @pytest.mark.parametrize("content", [transparent_png(), rotated_jpeg()])
@@ -827,6 +849,17 @@ def test_tiered_folders(tmp_path):
     assert levels(open_source("tieredimagenet", tmp_path / "imagenet")) == expected
 
 
+def test_tiered_of_all_of_imagenet_asks_for_its_training_images(tmp_path):
+    wnid = min(shipped("tieredimagenet")["splits"]["test"])
+    for part in ("train", "val"):
+        write(tmp_path / "imagenet" / part / wnid / "1.png", png(1))
+    message = f"'{wnid}' .* several folders: train/{wnid}, val/{wnid}; give the folder"
+    with pytest.raises(ValueError, match=message):
+        open_source("tieredimagenet", tmp_path / "imagenet")
+    source = open_source("tieredimagenet", tmp_path / "imagenet" / "train")
+    assert splits(source) == {wnid: "test"}
+
+
 # Class folders
 
 
@@ -869,6 +902,22 @@ def test_split_file_is_respected(tmp_path):
         "files that are no images by their names: 10 left out, such as a/notes.txt",
     )
     assert source.expected.classes == {"train": 1, "val": 1, "test": 2}
+
+
+def test_a_list_may_name_one_of_two_classes_by_its_path(tmp_path):
+    photos(tmp_path / "set" / "x", "ab")
+    photos(tmp_path / "set" / "y", "b")
+    split = {"train": ["a"], "val": ["x/b"], "test": ["y/b"]}
+    write(tmp_path / "split.json", json.dumps(split))
+    read = partial(open_source, "folders", tmp_path / "set")
+    assert splits(read(split=str(tmp_path / "split.json"))) == {
+        "a": "train",
+        "x/b": "val",
+        "y/b": "test",
+    }
+    write(tmp_path / "split.json", json.dumps(split | {"test": ["b"]}))
+    with pytest.raises(ValueError, match="class 'b' .* in several folders: x/b, y/b"):
+        read(split=str(tmp_path / "split.json"))
 
 
 def test_published_split_of_class_folders(tmp_path):

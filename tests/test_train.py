@@ -17,6 +17,7 @@ import pytest
 
 from experiments import compare
 from experiments.recording import read_metrics
+from experiments.scores import evaluate
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.writer import write_bank
@@ -205,6 +206,20 @@ def test_another_config_is_refused(uninterrupted):
         train(config, uninterrupted)
 
 
+@pytest.mark.parametrize("command", [train, lambda config, run: evaluate(run, "val")])
+def test_another_data_set_at_the_same_place_is_refused(tmp_path, command):
+    config = on_random_numbers(tmp_path / "bank", {})
+    config.training.iterations = config.training.iterations_per_epoch = 3
+    assert train(config, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_text()
+    on_random_numbers(tmp_path / "bank", {"train": (4, 3)}, overwrite=True)
+    with pytest.raises(
+        ValueError, match="run was trained on: classes of 'train' 3 then, 4"
+    ):
+        command(config, tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
 def test_every_epoch_is_kept_if_asked_until_it_is_not(tmp_path):
     config = tiny.get_config()
     config.training.iterations_per_epoch, config.evaluation.ensemble = 3, 1
@@ -226,11 +241,18 @@ def test_folder_of_something_else_is_refused(tmp_path):
 ENOUGH = {"train": (3, 3), "val": (3, 3), "test": (3, 3)}  # for 3 ways, 1 + 2 images
 
 
-def on_random_numbers(bank: Path, sizes: dict[str, tuple[int, int]], width: int = 28):
+def on_random_numbers(
+    bank: Path,
+    sizes: dict[str, tuple[int, int]],
+    width: int = 28,
+    *,
+    overwrite: bool = False,
+):
     """Return the tiny config on a new bank, {split: (classes, images of each)}."""
     config, random = tiny.get_config(), np.random.default_rng(0)
     config.data.bank = str(bank)
-    with write_bank(bank, {"source": "random numbers"}) as add:
+    provenance = {"source": "random numbers"}
+    with write_bank(bank, provenance, overwrite=overwrite) as add:
         for split, (classes, images) in (ENOUGH | sizes).items():
             for i in range(classes):
                 pixels = random.integers(0, 256, (images, 28, width, 1), np.uint8)

@@ -94,6 +94,8 @@ def gradient_learner(
         phase: Phase,
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
+        if isinstance(t, int):
+            _check_point(t, adapted.path)
         params = merge(at(adapted.path, t), adapted.shared)
         # Per-step tensors are indexed by the last step taken, as in the official code.
         step = jnp.maximum(t - 1, 0)
@@ -119,3 +121,10 @@ def task_view(
         return loss(params, stats, data, phase="support", step=step, key=key_t)[0]
 
     return TaskView(support_loss, data)
+
+
+def _check_point(t: int, path: Params) -> None:
+    """Raise ValueError unless point t is on a path; JAX would take the nearest."""
+    steps = next(iter(path.values())).shape[0] - 1
+    if not 0 <= t <= steps:
+        raise ValueError(f"`t` ({t}) must lie in 0 .. {steps}, the inner steps taken")

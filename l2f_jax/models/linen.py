@@ -21,7 +21,8 @@ def from_linen(
     """Wrap a linen module whose call takes the inputs and returns the outputs.
 
     The collection "params" becomes the parameters and "batch_stats" the statistics,
-    with paths joined by "/": "Conv_0/kernel", "BatchNorm_0/scale". A module with other
+    with paths joined by "/": "Conv_0/kernel", "BatchNorm_0/scale". Recipes know norm
+    layers by "norm" in these, so keep it in names that you give. A module with other
     collections is refused by `init`. Dropout draws from the key of `apply`; with
     `key=None` the module must be deterministic. The inner step is not passed on.
 

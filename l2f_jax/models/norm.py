@@ -24,8 +24,11 @@ class Norm:
         together (transductive). The published results of MAML and L2F use it.
       "support": those of the support images, recorded in `stats` and used for the query
         images, each of which is then judged alone (inductive).
-      "running": those of the images at hand in meta-training, which also move running
-        averages; the running averages in evaluation (phase "test").
+      "running": those of the images at hand in meta-training and for support images,
+        which also move running averages; the running averages for query images in
+        evaluation (phase "test"). The support passes of the task have moved them, S + 1
+        times with S inner steps: with `momentum` 0.1 and S = 5, nearly half of them is
+        the task's own.
       "layer": those of each image over height, width and channels; no scale, and one
         shift per pixel and channel.
     per_step: number of inner steps that have a scale and shift (and running averages)

@@ -66,6 +66,9 @@ def classification(
     held = call(Evaluation, evaluation, "evaluation")
     runs = supervised.run(built, feed, example, points, fixed=held.seed)
     feed("train")  # a data set without it is refused here
+    facts = _facts(bank)
+    if run := transform.get("prototypes"):
+        _check_prototypes(Path(run), data, facts)
     return Experiment(
         **runs._asdict(),
         scores=_scores,
@@ -76,7 +79,7 @@ def classification(
         points=points,
         learner=built.learner,
         protocol=protocol(model),
-        facts=_facts(bank),
+        facts=facts,
     )
 
 
@@ -251,6 +254,19 @@ def _scores(predictions: Predictions) -> dict[str, np.ndarray]:
         "accuracy": task_accuracies(predictions),
         "loss": task_cross_entropies(predictions),
     }
+
+
+def _check_prototypes(run: Path, data: Section, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a ProtoNet saw the same images in the same way."""
+    seen = saved.read_record(run)["config"]["data"]
+    for key in ("mean", "std"):
+        then, now = list(seen[key]), list(data[key])
+        if then != now:
+            raise ValueError(
+                f"`transform.prototypes` ({run}) was trained with `data.{key}` {then}, "
+                f"which must be the same here, not {now}"
+            )
+    saved.check_data(run, facts)
 
 
 def _facts(bank: ImageBank) -> dict[str, Any]:

@@ -83,8 +83,17 @@ def reinforcement(
     """Build meta reinforcement learning; `configs/rl/navigation.py` has all keys.
 
     Scores are "return" and, with `sampling.fresh`, "return_start", of the transformed
-    policy before any update: the same after each number of updates.
+    policy before any update: the same after each number of updates. All on one device.
+
+    Raises:
+      ValueError: one sentence naming the key, for anything wrong in a section; or
+        several processes, of which each would do all the work.
     """
+    if (processes := jax.process_count()) > 1:
+        raise ValueError(
+            f"`problem` ('reinforcement') runs in one process, not in {processes}: its "
+            "tasks are not shared out"
+        )
     search = method(
         env=env,
         model=model,

@@ -1,12 +1,13 @@
 """Trained runs, read back from their directories."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.outer import TrainState, initial_state
@@ -97,6 +98,35 @@ def read_classification(run: Path) -> dict[str, Any]:
     if problem != "classification":
         raise ValueError(f"{run} is a run of {problem}, not of classification")
     return record
+
+
+def check_data(run: Path, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a data set is the one that a run was trained on.
+
+    By the images' shape, the statistics of the training images, and the number of
+    classes of each split that both have. Where there are no images, nothing can differ
+    that the config does not tell.
+
+    Args:
+      run: its directory.
+      facts: `Experiment.facts` of the data set that is there now.
+    """
+    old, new = (_identity(data) for data in (read_record(run)["data"], facts))
+    for key in sorted(old.keys() & new.keys()):
+        if not np.allclose(old[key], new[key], rtol=0.0, atol=1e-6):
+            raise ValueError(
+                f"`data.bank` is not what {run} was trained on: {key} {old[key]} then, "
+                f"{new[key]} now; give it that data set, or begin another run"
+            )
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return key -> numbers that tell one data set from another."""
+    provenance = data.get("provenance", {})
+    found = {"shape": data.get("shape")}
+    found |= {key: provenance.get(key) for key in ("mean", "std")}
+    found |= {f"classes of {k!r}": n for k, n in data.get("classes", {}).items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def restore(

@@ -42,11 +42,22 @@ def decode(item: Item, size: int, ink: bool) -> tuple[np.ndarray, tuple[int, int
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """Return an image upright, as its camera recorded, and opaque, on white.
+    """Return an image upright, as its camera recorded, opaque, on white, of 8 bits.
 
-    One without an orientation and without transparency passes as it is.
+    One without an orientation, without transparency and of 8 bits passes as it is; of
+    16 bits of grey the upper 8 are kept.
+    Raises:
+      ValueError: grey levels of 32 bits, whose black and white no file tells.
     """
-    image = ImageOps.exif_transpose(image)
+    file_format, image = image.format, ImageOps.exif_transpose(image)
+    # Pillow would clip them at 255. A PNG's "I" are the 16 bits of older Pillows.
+    if image.mode.startswith("I;16") or (image.mode, file_format) == ("I", "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"grey levels of 32 bits (Pillow's mode {image.mode!r}); convert it to 8 "
+            "or 16 bits"
+        )
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

@@ -5,8 +5,8 @@ published list, by a split.json, or by ratio and seed. A class is the path of th
 that holds its images, so folders of folders ("alphabet/character") work too.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from l2f_jax.data.bank import SPLITS
@@ -46,9 +46,7 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
         class_split = class_to_split(split)
         provenance = {"split": Path(split).name}
         expected = Expected(dict(Counter(class_split.values())), None)
-        # A list names a class by its folder alone or by the path to it.
-        place = {name.rpartition("/")[2]: name for name in folders}
-        place |= {name: name for name in folders}
+        place = _places(tree, folders, class_split)
         notes = _differences(class_split, place)
     classes = [
         SourceClass(name, part, [tree.item(file) for file in folders[place[name]]])
@@ -56,6 +54,24 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
         if name in place
     ]
     return _source(classes, expected, provenance, notes + skipped)
+
+
+def _places(
+    tree: Tree, folders: Iterable[str], class_split: Mapping[str, str]
+) -> dict[str, str]:
+    """Return name -> folder. A list names a class by its folder or the path to it."""
+    by_name = defaultdict(list)
+    for folder in folders:
+        by_name[folder.rpartition("/")[2]].append(folder)
+    for name in class_split:
+        if len(found := by_name[name]) > 1 and name not in found:
+            raise ValueError(
+                f"`{tree.where}` has class {name!r} of the split in several folders: "
+                f"{', '.join(found)}; give the folder that holds one of them"
+            )
+    return {name: found[0] for name, found in by_name.items() if found} | {
+        folder: folder for folder in folders
+    }
 
 
 def _source(

@@ -1,7 +1,8 @@
 """tieredImageNet: 608 classes, 351 / 97 / 160 split by category, of unequal sizes.
 
 Layouts: the pickles `<split>_images_png.pkl` (a list of PNG files as arrays) with
-`<split>_labels.pkl`; split class folders; or the class folders of ImageNet itself.
+`<split>_labels.pkl`; split class folders; or the class folders of ImageNet itself, that
+is of its training images.
 
 Reference: Ren et al., Meta-learning for semi-supervised few-shot classification,
 ICLR 2018.
