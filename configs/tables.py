@@ -290,14 +290,14 @@ def images(data: str, variants: str) -> ConfigDict:
     """
     name, _, own = (data or "miniimagenet").partition(":")
     try:
-        module = importlib.import_module(f"configs.classification.{name}")
-    except ImportError:
+        config = importlib.import_module(f"configs.classification.{name}").get_config
+    except (ImportError, AttributeError):
         raise ValueError(
             f"--data ({data!r}): configs/classification has no {name}.py"
         ) from None
     shots = "" if "shot" in variants + own else "5shot"
     try:
-        return module.get_config(",".join(filter(None, (variants, own, shots))))
+        return config(",".join(filter(None, (variants, own, shots))))
     except ValueError as error:
         raise ValueError(f"--data ({data!r}): {error}") from error
 

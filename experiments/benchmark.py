@@ -17,7 +17,6 @@ resident memory of this process, device_mib the peak on the device.
 """
 
 import contextlib
-import fcntl
 import json
 import shlex
 import statistics
@@ -34,6 +33,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import launch, measure
+from experiments.locking import held
 from experiments.recording import environment
 from l2f_jax.data.writer import write_bank
 from l2f_jax.problems import build
@@ -91,8 +91,7 @@ def own_turn(turns: str) -> Iterator[None]:
     if not turns:
         yield
         return
-    with open(turns, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with held(Path(turns), wait=True):
         yield
 
 
@@ -213,10 +212,24 @@ def rows(options: flags.FlagValues, config: ConfigDict, folder: Path) -> Iterato
         yield row | {"environment": environment()}
 
 
-def main() -> None:
-    options, config = flags.FLAGS, launch.config()
+def check(options: Any, config: ConfigDict) -> None:
+    """Raise ValueError for options that are wrong or would be ignored."""
     if options.repeats < 1:
         raise ValueError(f"--repeats ({options.repeats}) must be at least 1")
+    kinds = ("orders", "parts", "peer", "turns")
+    given = [f"--{name}" for name in kinds if getattr(options, name)]
+    if len(given) > 1 and (options.orders or options.parts):
+        raise ValueError(f"{' and '.join(given)} do not go together; give one of them")
+    if options.synthetic and config.problem != "classification":
+        raise ValueError(
+            f"--synthetic ({options.synthetic}): a run of {config.problem} reads no "
+            "images"
+        )
+
+
+def main() -> None:
+    options, config = flags.FLAGS, launch.config()
+    check(options, config)
     if options.sweep:
         show(sweep(options.sweep, sys.argv[1:]), options.json)
         return

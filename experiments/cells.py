@@ -1,9 +1,7 @@
 """The runs behind a table's cells: sized, trained once, tested on the same tasks."""
 
-import contextlib
-import fcntl
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ from experiments.identity import (
     newest_step,
     read_config,
 )
+from experiments.locking import held, lock_of
 from experiments.panels import effective_rates
 from experiments.runs import open_runs
 from experiments.scores import judged
@@ -55,7 +54,8 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
         config = ConfigDict(cell.config.to_dict())
         config.seed = seed
         if other := config.transform.get("prototypes"):
-            config.transform.prototypes = str(folder / other / f"seed_{seed}")
+            prototypes = folder.resolve() / other / f"seed_{seed}"
+            config.transform.prototypes = str(prototypes)
         runs[folder / cell.name / f"seed_{seed}"] = config
     return runs
 
@@ -81,7 +81,7 @@ def run_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
         if source and (lack := _lack(source)):
             print(f"{run} is not trained: {lack}", file=sys.stderr)
             continue
-        with taken(run) as mine:
+        with held(lock_of(run)) as mine:
             if not mine:
                 continue
             if matched and source and not recorded:
@@ -105,8 +105,8 @@ def _source(run: Path, config: ConfigDict, matched: str) -> Path | None:
 
 def _lack(run: Path) -> str:
     """Wait until no process trains a run; say what it lacks to be built on, or ""."""
-    if _lock(run).exists():
-        with taken(run, wait=True):
+    if lock_of(run).exists():
+        with held(lock_of(run), wait=True):
             pass
     try:
         check_complete(run)
@@ -133,27 +133,6 @@ def _matching(run: Path) -> ConfigDict:
     found = effective_rates(source, MATCHING_TASKS, "val")
     medians = {path: float(np.median(x)) for path, x in found["layers"].items()}
     return ConfigDict(medians)
-
-
-def _lock(run: Path) -> Path:
-    return run.with_name(f"{run.name}.lock")
-
-
-@contextlib.contextmanager
-def taken(run: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a run against other processes of this machine; false if one of them does.
-
-    With `wait`, wait until none of them does. The system lets go of it when the process
-    ends, however that happens.
-    """
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(run).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 class Result(NamedTuple):
@@ -187,7 +166,8 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
             return None
     found = []
     for run, config in runs.items():
-        with taken(run, wait=True):  # what another process computes is read then
+        # What another process computes is read then.
+        with held(lock_of(run), wait=True):
             found.append(judged(run, tasks=config.evaluation.test_tasks))
     stages = [p for p in found[0].stages if all(p in e.stages for e in found)]
 

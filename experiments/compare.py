@@ -17,6 +17,7 @@ from rich.console import Console
 
 from experiments import curves, launch
 from experiments.evaluate import show
+from experiments.locking import alone
 from experiments.scores import judged
 from experiments.train import check_split, train
 from l2f_jax.problems import build
@@ -42,11 +43,13 @@ def main() -> None:
     check_split(given, build(given), "test", "compare on")
     folder = Path(flags.FLAGS.run)
     runs = {name: folder / name for name in ("l2f", "maml")}
-    for name, config in variants(given).items():
-        if not train(config, runs[name]):
-            raise SystemExit(128 + signal.SIGTERM)
-    # What the others are compared with comes first.
-    evaluations = [judged(runs[name]) for name in ("maml", "l2f")]
+    with alone(runs["l2f"]), alone(runs["maml"]):
+        for name, config in variants(given).items():
+            if not train(config, runs[name]):
+                raise SystemExit(128 + signal.SIGTERM)
+        tasks = given.evaluation.test_tasks
+        # What the others are compared with comes first.
+        evaluations = [judged(runs[name], tasks=tasks) for name in ("maml", "l2f")]
     show(evaluations, Console())
     figure = folder / "comparison.png"
     curves.comparison(evaluations, figure)

@@ -31,7 +31,8 @@ def learning(run: Path, score: Score) -> dict[str, Any]:
 def draw_learning(runs: Numbers, axes: plt.Axes, *, score: Score) -> None:
     """Draw the validation score against the meta-iteration."""
     over_training(runs, score.name, axes)
-    axes.set(ylabel=f"validation {label(score)}", yscale=_axis(score))
+    mean = "" if score.limit is None else ", mean"
+    axes.set(ylabel=f"validation {label(score)}{mean}", yscale=_axis(score))
 
 
 def adaptation(e: Evaluation) -> dict[str, Any]:
@@ -61,7 +62,8 @@ def draw_adaptation(
             (line,) = axes.plot(n["point"], middle, **look)
             shade = {"color": line.get_color(), "alpha": 0.2}
             axes.fill_between(n["point"], low, high, **shade)
-    axes.set(xlabel="inner steps", ylabel=f"{split} {label(score)}")
+    middle = "" if score.limit is None else ", median and quartiles"
+    axes.set(xlabel="inner steps", ylabel=f"{split} {label(score)}{middle}")
     axes.set(yscale=_axis(score))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)

@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -70,6 +71,16 @@ def _show(
     console.print(table)
 
 
+def _check_same_number(records: dict[Path, dict[str, Any]]) -> None:
+    """Raise ValueError for runs whose configs have different numbers of tasks."""
+    numbers = {
+        run: r["config"]["evaluation"]["test_tasks"] for run, r in records.items()
+    }
+    if len({*numbers.values()}) > 1:
+        listed = ", ".join(f"{run} {number}" for run, number in numbers.items())
+        raise ValueError(f"--tasks must be given, as configs differ in it: {listed}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,7 +94,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.tasks is not None and options.tasks < 1:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 1")
-    check_comparable({run: read_record(run) for run in options.runs})
+    records = {run: read_record(run) for run in options.runs}
+    check_comparable(records)
+    if options.tasks is None:
+        _check_same_number(records)
     set_up(options.runs)
     arguments = options.split, options.tasks, options.bank
     show([evaluate(run, *arguments) for run in options.runs], Console())

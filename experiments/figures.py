@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from experiments import behaviour, curves, launch, motion, panels, plots
 from experiments.evaluate import set_up
-from experiments.recording import environment, write_json
+from experiments.recording import beside, environment, write_json
 from experiments.runs import Run, open_runs
 from l2f_jax.problems.regression import ERROR
 from l2f_jax.problems.reinforcement import RETURN
@@ -146,25 +146,33 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--figure", required=True, help=", ".join(FIGURES))
     parser.add_argument("--out", type=Path, help="the picture; by default in RUN")
-    parser.add_argument("--tasks", type=int, default=100, help="to measure; 100")
+    parser.add_argument("--tasks", type=int, help="of figures 2, 3 and 6; else 100")
     options = parser.parse_args()
     chosen = chosen_panels(options.figure)
     out = options.out or options.runs[0] / f"figure_{options.figure}.png"
-    if options.tasks < 2:
-        raise ValueError(f"--tasks ({options.tasks}) must be at least 2")
+    tasks = 100 if options.tasks is None else options.tasks
+    if tasks < 2:
+        raise ValueError(f"--tasks ({tasks}) must be at least 2")
+    images = all(panel.problem == IMAGES for panel in chosen.values())
+    if options.tasks is not None and not images:
+        raise ValueError(
+            f"--tasks ({tasks}): figure {options.figure} has its own number"
+        )
     configs = {run: read_record(run)["config"] for run in options.runs}
     if out.suffix not in FORMATS or not out.parent.is_dir():
         raise ValueError(
             f"--out ({out}) must be a file in a folder that exists, named "
             f"*{' or *'.join(FORMATS)}"
         )
+    record = beside(out, ".json")
     check_runs(chosen, configs)
     set_up(options.runs)
-    numbers = measured(chosen, open_runs(options.runs), options.tasks)
-    content = {"figure": options.figure, "tasks": options.tasks, "runs": numbers}
-    write_json(out.with_suffix(".json"), {**content, **environment()})
+    numbers = measured(chosen, open_runs(options.runs), tasks)
+    content = {"figure": options.figure} | ({"tasks": tasks} if images else {})
+    content |= {"runs": numbers}
     draw(chosen, numbers, out)
-    print(f"figure: {out}; numbers: {out.with_suffix('.json')}")
+    write_json(record, {**content, **environment()})
+    print(f"figure: {out}; numbers: {record}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def check_comparable(records: dict[Path, dict[str, Any]]) -> None:
         if len({*problems}) > 1:
             differing = [("problem", *problems)]
         else:
-            differing = list(differences(_tasks(expected), _tasks(found)))
+            pairs = differences(_tasks(expected), _tasks(found))
+            # Older records have no digests of the classes.
+            differing = [d for d in pairs if "digests" not in d[0] or ABSENT not in d]
         if differing:
             # The name of the data set says more than the number of its images.
             key, a, b = min(differing, key=lambda d: not d[0].endswith(".source"))

@@ -1,5 +1,6 @@
 """What every entry point does first: flags, devices, and one-line errors."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -29,6 +30,11 @@ def run(main: Callable[[], None]) -> None:
     """Parse the absl flags, set up the devices and run `main`, guarded."""
 
     def parsed() -> None:
+        if {"-h", "--help", "-help"} & {*sys.argv[1:]}:
+            print(sys.modules["__main__"].__doc__)
+            for module in ("experiments.launch", sys.argv[0]):
+                print(flags.FLAGS.module_help(module))
+            return
         rest = _parse(sys.argv)
         if rest:
             raise ValueError(f"unexpected argument {rest[0]!r}; options begin with --")
@@ -110,9 +116,8 @@ def return_memory(event: str, seconds: float, **_) -> None:
     The C library keeps it otherwise, hundreds of MiB, on top of what the program needs.
     """
     if event.endswith("/backend_compile_duration") and seconds > 1:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc only
-        if trim is not None:
-            trim(0)
+        with contextlib.suppress(TypeError, AttributeError):  # it is glibc's own
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def config() -> ConfigDict:

@@ -12,7 +12,7 @@ from experiments.plots import Numbers
 from experiments.runs import Run, last_state
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.envs.physics import body
-from l2f_jax.problems.reinforcement import FIRST_TASK, method
+from l2f_jax.problems.reinforcement import FIRST_TASK, as_judged, method
 from l2f_jax.rl.rollout import experience, rollouts
 
 TASKS = 3  # that are drawn
@@ -29,9 +29,10 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
     """
     del tasks
     sections = dict(run.config)
-    for name in ("problem", "seed", "evaluation"):
+    for name in ("problem", "seed"):
         del sections[name]
-    search, state = method(**sections), last_state(run)
+    evaluation = sections.pop("evaluation")
+    search, state = as_judged(method(**sections), evaluation), last_state(run)
 
     @jax.jit
     @jax.vmap
@@ -51,7 +52,7 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
         seen = jnp.where(data.mask[..., None] > 0, data.observations, jnp.nan)
         return task, seen[0, :PATHS], seen[-1, :PATHS]
 
-    keys = episode_keys(0, FIRST_TASK["test"], TASKS)
+    keys = episode_keys(evaluation.get("seed", 0), FIRST_TASK["test"], TASKS)
     goals, before, after = map(np.asarray, follow(keys))
     env = run.config["env"]
     if env["name"] == "navigation":

@@ -57,6 +57,17 @@ def replacing(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
+def beside(path: Path, suffix: str) -> Path:
+    """Return where the file that goes with another one is written.
+
+    Raises ValueError if something else has that name: it is there and the other is not.
+    """
+    other = path.with_suffix(suffix)
+    if other.exists() and not path.exists():
+        raise ValueError(f"--out ({path}) would replace {other}; choose another name")
+    return other
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a file completely or not at all."""
     with replacing(path) as partial:

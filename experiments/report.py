@@ -19,7 +19,7 @@ from experiments import curves, launch, page, panels, plots, samples, setting
 from experiments.evaluate import set_up
 from experiments.figures import FIGURES
 from experiments.page import Block, Section, Table, Text
-from experiments.recording import write_text
+from experiments.recording import beside, write_text
 from experiments.runs import Run, gammas, is_attenuated, judge, last_state, open_runs
 from experiments.scores import START, Evaluation
 
@@ -248,14 +248,15 @@ def main() -> None:
     out = options.out
     if out.suffix != ".html" or not out.parent.is_dir():
         raise ValueError(f"--out ({out}) must be a .html file in a folder that exists")
+    text = beside(out, ".md")
     set_up(options.runs)
     runs = open_runs(options.runs, options.bank, complete=False)
     evaluations = judge(runs, options.split, options.bank)
     name = setting.title(runs)
     parts = list(sections(runs, evaluations, options.split))
     write_text(out, page.to_html(name, parts))
-    write_text(out.with_suffix(".md"), page.to_markdown(name, parts))
-    print(f"{out} and {out.with_suffix('.md').name}: {len(runs)} runs")
+    write_text(text, page.to_markdown(name, parts))
+    print(f"{out} and {text.name}: {len(runs)} runs")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Each cell is a run, or one of each seed, in a directory of its own below --run, 
 goes on where it was interrupted; tables that share --run share their cells. Started
 several times at once, on one machine, the programs take turns: each trains a cell that
 no other has. --cells trains and prints some of them, and --print_only trains none. The
-table also goes to table_<name>.md and .json there.
+whole table also goes to table_<name>.md and .json there.
 """
 
 import argparse
@@ -258,12 +258,12 @@ def main() -> None:
     head = heading(options.table, data, results, table.paper)
     score = next((r.score for r in results.values() if r), NOTHING)
     text = f"{head}\n\n{markdown(cells, found, score)}"
-    options.run.mkdir(parents=True, exist_ok=True)
-    stem = options.run / f"table_{options.table}"
-    write_text(stem.with_suffix(".md"), text + "\n")
-    record = {"table": options.table, "heading": head, "cells": found}
-    record |= environment()
-    write_json(stem.with_suffix(".json"), record)
+    if len(cells) == len(list(table.cells(options.data))):
+        options.run.mkdir(parents=True, exist_ok=True)
+        stem = options.run / f"table_{options.table}"
+        write_text(stem.with_suffix(".md"), text + "\n")
+        record = {"table": options.table, "heading": head, "cells": found}
+        write_json(stem.with_suffix(".json"), record | environment())
     Console().print(text, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments import launch
 from experiments.identity import check_same, newest_step, resolved
+from experiments.locking import alone
 from experiments.recording import Recorder, environment, write_json
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.evaluation import interval
@@ -197,7 +198,10 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
 
 
 def main() -> None:
-    if not train(launch.config(), Path(flags.FLAGS.run)):
+    run = Path(flags.FLAGS.run)
+    with alone(run):
+        complete = train(launch.config(), run)
+    if not complete:
         raise SystemExit(128 + signal.SIGTERM)
 
 

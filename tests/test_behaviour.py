@@ -37,7 +37,8 @@ def wave(tmp_path_factory):
 def walk(tmp_path_factory):
     config = navigation.get_config("maml")
     config.model.hidden, config.env.horizon = (3,), 4
-    config.sampling.trajectories = 2
+    config.sampling.trajectories, config.evaluation.trajectories = 2, 3
+    config.evaluation.surplus = 0
     config.evaluation.test_tasks = 3
     return finished(config, tmp_path_factory.mktemp("runs") / "walk")
 
@@ -115,12 +116,13 @@ def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):
     n = motion.motion(walk, 3)
     assert len(n["tasks"]) == motion.TASKS
     for task in n["tasks"]:
-        assert np.shape(task["goal"]) == (2,) and len(task["before"]) == 2
+        assert np.shape(task["goal"]) == (2,) and len(task["before"]) == 3
         for path in task["before"] + task["after"]:
             assert path[0] == [0, 0] and len(path) <= 4
             assert np.abs(np.diff(path, axis=0)).max() <= 0.1 + 1e-6
-    # Two trajectories before and after and a goal for each task, and the name.
-    expected = motion.TASKS * 5 + 1
+    # The evaluation's three trajectories before and after and a goal for each task, and
+    # the name.
+    expected = motion.TASKS * 7 + 1
     assert drawn(motion.draw_motion, n, tmp_path / "a.png") == expected
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from configs.rl import navigation
 from experiments import measure
 from experiments.benchmark import (
     benchmark,
+    check,
     orders,
     own_turn,
     run_json,
@@ -268,6 +270,25 @@ def test_size_that_is_none_is_refused(tmp_path, size):
 def test_sweep_without_values_is_refused():
     with pytest.raises(ValueError, match="KEY:VALUE"):
         next(sweep("training.tasks", []))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"repeats": 0}, "--repeats .0. must be at least 1"),
+        ({"parts": True, "peer": "x"}, "--parts and --peer do not go together"),
+        ({"orders": True, "parts": True}, "--orders and --parts do not go together"),
+        (
+            {"synthetic": "8x8x1"},
+            "--synthetic .8x8x1.: .* reinforcement reads",
+        ),
+    ],
+)
+def test_options_that_are_wrong_or_would_be_ignored_are_refused(given, message):
+    names = dict.fromkeys(("orders", "parts", "peer", "turns", "synthetic"), "")
+    options = SimpleNamespace(**{"repeats": 1, **names} | given)
+    with pytest.raises(ValueError, match=message):
+        check(options, navigation.get_config("maml"))
 
 
 @pytest.mark.slow

@@ -275,3 +275,17 @@ def test_unfinished_runs_are_refused(runs, tmp_path, command, capsys):
 )
 def test_wrong_options_are_refused(runs, command, capsys, argument, message):
     assert message in refusal(command, capsys, "--figure=3a", runs / "l2f", argument)
+
+
+def test_a_number_of_tasks_is_refused_where_it_is_not_asked_for(
+    tmp_path, command, capsys
+):
+    tiny.leave_record(tmp_path, half_cheetah.get_config("maml,direction"))
+    message = refusal(command, capsys, "--figure=5", tmp_path, "--tasks=7")
+    assert "--tasks (7): figure 5 has its own number" in message
+
+
+def test_a_picture_does_not_replace_a_run(runs, command, capsys):
+    out = f"--out={runs / 'l2f' / 'run.png'}"
+    message = refusal(command, capsys, "--figure=3d", runs / "l2f", out)
+    assert "run.png) would replace " in message and "run.json; choose" in message

@@ -1,18 +1,23 @@
 """Sections, the schedule, and the objective of a program."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs.classification.base import get_config
+from l2f_jax.data.bank import embedded_icons
 from l2f_jax.evaluation import Interval
 from l2f_jax.losses import cross_entropy
 from l2f_jax.problems import Score
+from l2f_jax.problems.saved import check_data
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Method, objective
 from l2f_jax.types import Batch, Episode
-from tests import toys
+from tests import tiny, toys
 
 
 def schedule(**options):
@@ -94,3 +99,20 @@ def test_a_share_is_shown_in_percent():
     value = Interval(0.52104, 0.00496, 600)
     assert Score("accuracy", rank=max, percent=True).text(value) == "52.10 +- 0.50"
     assert Score("mse", rank=max).text(value) == "0.5210 +- 0.0050"
+
+
+def test_a_data_set_is_known_by_its_classes(tmp_path):
+    record = tiny.leave_record(tmp_path, tiny.get_config())
+    bank = embedded_icons("semantic")
+    check_data(tmp_path, bank.facts())  # a record older than digests
+    record["data"] = bank.facts()
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    check_data(tmp_path, bank.facts())
+    check_data(tmp_path, bank.only("test").facts())  # of what both have
+    exchanged = {"val": "test", "test": "val"}
+    splits = tuple(exchanged.get(split, split) for split in bank.splits)
+    with pytest.raises(ValueError, match="trained on: classes of 'test' 59 then, 51"):
+        check_data(tmp_path, dataclasses.replace(bank, splits=splits).facts())
+    renamed = tuple(f"other {name}" for name in bank.classes)
+    with pytest.raises(ValueError, match="trained on: digest of 'test' "):
+        check_data(tmp_path, dataclasses.replace(bank, classes=renamed).facts())

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import compare
+from experiments.locking import held, lock_of
 from experiments.recording import read_metrics
 from experiments.scores import evaluate
 from experiments.train import train
@@ -204,6 +206,33 @@ def test_another_config_is_refused(uninterrupted):
     config.learner.steps = 3
     with pytest.raises(ValueError, match="learner.steps = 2, not 3"):
         train(config, uninterrupted)
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path):
+    with held(lock_of(tmp_path / "run")), launch(tmp_path / "run") as process:
+        _, message = process.communicate(timeout=300)
+    assert process.returncode == 2 and "run) is in use by another process" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_the_options():
+    done = subprocess.run(
+        [*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "--config: the experiment" in done.stdout
+    assert "--run: the run directory" in done.stdout
+
+
+def test_methods_are_compared_on_the_same_tasks(tmp_path, monkeypatch, capsys):
+    config = tiny.get_config()
+    config.training.iterations = config.training.iterations_per_epoch = 3
+    monkeypatch.setattr(compare.launch, "config", lambda: config)
+    monkeypatch.setattr(compare.flags, "FLAGS", SimpleNamespace(run=str(tmp_path)))
+    compare.main()
+    first = capsys.readouterr().out
+    evaluate(tmp_path / "maml", tasks=2)
+    compare.main()
+    assert capsys.readouterr().out == first
 
 
 @pytest.mark.parametrize("command", [train, lambda config, run: evaluate(run, "val")])

@@ -6,6 +6,7 @@ names, their counts and splits, and the provenance (source, resize method, stati
 versions).
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,25 @@ class ImageBank:
             splits=(split,) * len(chosen),
             provenance=self.provenance,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's record says of it, as JSON values.
+
+        digests: of each split, what tells its classes from others, by name and size.
+        """
+        classes, digests = {}, {}
+        for split in sorted(set(self.splits)):
+            rows = self._rows(split)
+            named = [[self.classes[row], self.counts[row]] for row in rows]
+            classes[split] = len(rows)
+            digests[split] = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+        return {
+            "images": len(self.images),
+            "shape": list(self.images.shape[1:]),
+            "classes": classes,
+            "digests": digests,
+            "provenance": self.provenance,
+        }
 
     def _rows(self, split: str) -> list[int]:
         rows = [row for row, name in enumerate(self.splits) if name == split]

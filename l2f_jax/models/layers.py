@@ -5,6 +5,8 @@ Images are channels last, [n, H, W, C]. Every layer works under `grad`, `vmap` a
 own rule for reverse-mode derivatives, and none for forward mode (`jvp`).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +14,13 @@ from jax import lax
 from l2f_jax.types import Array, Params
 
 glorot = jax.nn.initializers.glorot_uniform()
+
+
+def check_sizes(**sizes: int | Sequence[int]) -> None:
+    """Raise ValueError for a number, or one of several, below 1; by its name."""
+    for name, size in sizes.items():
+        if min([size] if isinstance(size, int) else [*size, 1]) < 1:
+            raise ValueError(f"`{name}` ({size}) must be at least 1")
 
 
 def max_pool(x: Array, padding: int = 0) -> Array:

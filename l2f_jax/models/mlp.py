@@ -33,6 +33,7 @@ def mlp(
       activation: applied after each hidden layer.
       kernel_init: (key, shape, dtype) -> kernel, one of `jax.nn.initializers`.
     """
+    layers.check_sizes(outputs=outputs, hidden=hidden)
     paths = [*(f"dense_{i}" for i in range(len(hidden))), "head"]
 
     def init(key: Array, inputs: Array) -> tuple[Params, Stats]:

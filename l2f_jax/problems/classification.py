@@ -66,7 +66,7 @@ def classification(
     held = call(Evaluation, evaluation, "evaluation")
     runs = supervised.run(built, feed, example, points, fixed=held.seed)
     feed("train")  # a data set without it is refused here
-    facts = _facts(bank)
+    facts = bank.facts()
     if run := transform.get("prototypes"):
         _check_prototypes(Path(run), data, facts)
     return Experiment(
@@ -267,13 +267,3 @@ def _check_prototypes(run: Path, data: Section, facts: Mapping[str, Any]) -> Non
                 f"which must be the same here, not {now}"
             )
     saved.check_data(run, facts)
-
-
-def _facts(bank: ImageBank) -> dict[str, Any]:
-    counts = {split: bank.splits.count(split) for split in sorted(set(bank.splits))}
-    return {
-        "images": len(bank.images),
-        "shape": list(bank.images.shape[1:]),
-        "classes": counts,
-        "provenance": bank.provenance,
-    }

@@ -103,9 +103,9 @@ def reinforcement(
         optimiser=optimiser,
         training=training,
     )
-    rest = dict(evaluation)
+    rest = {key: x for key, x in evaluation.items() if key not in LEAST}
     points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
-    judged = search._replace(sampling=_judging(rest, search.sampling))
+    judged = as_judged(search, evaluation)
     held = _evaluation(rest)
     compiled = make_update(
         search.env,
@@ -195,6 +195,14 @@ def method(
     return Search(world, policy, agent, steps, how, fresh, region, schedule)
 
 
+def as_judged(search: Search, evaluation: Section) -> Search:
+    """Return a search that samples as the evaluation's section says, where it does."""
+    own = {name: evaluation[name] for name in LEAST if name in evaluation}
+    sampling = search.sampling._replace(**own)
+    check_least("evaluation", sampling._asdict(), LEAST)
+    return search._replace(sampling=sampling)
+
+
 def returns(
     search: Search, meta: MetaParams, key: Array, last: int
 ) -> tuple[Array, Array, Array]:
@@ -251,14 +259,6 @@ def _inner(*, steps: int, lr: float, later: float = 0.5) -> tuple[int, InnerRule
         return jnp.where(count == 0, lr, lr * later)
 
     return steps, from_optax(optax.sgd(rate))
-
-
-def _judging(section: dict[str, Any], trained: Sampling) -> Sampling:
-    """Take from the evaluation's section how it samples, where it says so."""
-    own = {name: section.pop(name) for name in LEAST if name in section}
-    found = trained._replace(**own)
-    check_least("evaluation", found._asdict(), LEAST)
-    return found
 
 
 def _protocol(search: Search) -> str:

@@ -103,9 +103,10 @@ def read_classification(run: Path) -> dict[str, Any]:
 def check_data(run: Path, facts: Mapping[str, Any]) -> None:
     """Raise ValueError unless a data set is the one that a run was trained on.
 
-    By the images' shape, the statistics of the training images, and the number of
-    classes of each split that both have. Where there are no images, nothing can differ
-    that the config does not tell.
+    By the images' shape, the statistics of the training images, and the classes of each
+    split that both have, their number and, unless the record is older than that, names
+    and sizes. Where there are no images, nothing can differ that the config does not
+    tell.
 
     Args:
       run: its directory.
@@ -113,11 +114,17 @@ def check_data(run: Path, facts: Mapping[str, Any]) -> None:
     """
     old, new = (_identity(data) for data in (read_record(run)["data"], facts))
     for key in sorted(old.keys() & new.keys()):
-        if not np.allclose(old[key], new[key], rtol=0.0, atol=1e-6):
+        if not _same(old[key], new[key]):
             raise ValueError(
                 f"`data.bank` is not what {run} was trained on: {key} {old[key]} then, "
                 f"{new[key]} now; give it that data set, or begin another run"
             )
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, str):
+        return old == new
+    return np.shape(old) == np.shape(new) and np.allclose(old, new, 0.0, atol=1e-6)
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +133,7 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     found = {"shape": data.get("shape")}
     found |= {key: provenance.get(key) for key in ("mean", "std")}
     found |= {f"classes of {k!r}": n for k, n in data.get("classes", {}).items()}
+    found |= {f"digest of {k!r}": x for k, x in data.get("digests", {}).items()}
     return {key: value for key, value in found.items() if value is not None}
 
 

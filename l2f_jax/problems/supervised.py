@@ -21,7 +21,7 @@ from l2f_jax.outer import (
     meta_optimiser,
 )
 from l2f_jax.parallel import mesh_for, tasks_at_once
-from l2f_jax.problems.schedule import Program, Schedule
+from l2f_jax.problems.schedule import POSITIVE, Program, Schedule, check_ranges
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.seeds import (
     init_side_by_side,
@@ -114,6 +114,8 @@ def adapting(
     steps = options.pop("steps", None)
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"`learner.steps` ({steps}) must be an integer of at least 0")
+    if isinstance(lr := options.get("lr"), int | float):
+        check_ranges("learner", {"lr": lr}, {"lr": POSITIVE})
     adapted = everything if options.get("adapt_norm") else is_not_norm
     starts = {"identity": identity, "attenuate": attenuate}
     attenuated = transform.get("name") == "attenuate"
