@@ -4,7 +4,7 @@
         --config=configs/classification/icons.py
 
 Started again with the same arguments, it goes on where it was interrupted: on the same
-CPU and number of devices bit for bit, else up to rounding.
+CPU, with as many cores and devices, bit for bit, else up to rounding.
 """
 
 import signal
