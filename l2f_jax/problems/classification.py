@@ -260,7 +260,7 @@ def _check_prototypes(run: Path, data: Section, facts: Mapping[str, Any]) -> Non
     """Raise ValueError unless a ProtoNet saw the same images in the same way."""
     seen = saved.read_record(run)["config"]["data"]
     for key in ("mean", "std"):
-        then, now = list(seen[key]), list(data[key])
+        then, now = list(seen.get(key, ())), list(data.get(key, ()))
         if then != now:
             raise ValueError(
                 f"`transform.prototypes` ({run}) was trained with `data.{key}` {then}, "
