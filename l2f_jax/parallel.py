@@ -97,7 +97,7 @@ def sum_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: i
 
         return jax.lax.psum(jax.lax.scan(add, zero, groups)[0], AXIS)
 
-    return _on_devices(local, mesh, REPLICATED)(tasks, shared)
+    return on_devices(local, mesh, REPLICATED)(tasks, shared)
 
 
 def map_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: int):
@@ -111,10 +111,20 @@ def map_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: i
         )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mapped)
 
-    return _on_devices(local, mesh, SHARDED)(tasks, shared)
+    return on_devices(local, mesh, SHARDED)(tasks, shared)
 
 
-def _on_devices(local: Callable, mesh: Mesh, out: PartitionSpec) -> Callable:
+def mean_over_devices(tree: Any) -> Any:
+    """Average over the devices, inside of `on_devices`."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def on_devices(local: Callable, mesh: Mesh, out: PartitionSpec) -> Callable:
+    """Run local(tasks, shared) on every device, each with its part of the tasks.
+
+    Args:
+      out: `SHARDED` over the tasks, or `REPLICATED`: the same on all devices.
+    """
     # Gradients are taken inside, of replicated parameters. Without the check of varying
     # axes they stay each device's own until the explicit psum; with it they would come
     # out already summed, and the psum would count them once per device.

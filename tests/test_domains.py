@@ -8,7 +8,7 @@ from configs.rl import half_cheetah, navigation
 from experiments.recording import read_metrics
 from experiments.scores import evaluate
 from experiments.train import train
-from tests.test_train import assert_identical, final_state
+from tests.test_train import assert_identical, final_state, finish, two_processes
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
 
@@ -77,6 +77,31 @@ def test_run_in_two_parts_is_identical(domain, uninterrupted, tmp_path):
     assert int(whole.step) == 4
     assert_identical(whole, parts)
     assert read_metrics(uninterrupted) == read_metrics(run)
+
+
+@pytest.mark.slow  # that devices find what one finds is seen in float64, and fast
+@pytest.mark.parametrize("world", ["navigation.py:l2f", "half_cheetah.py:l2f"])
+def test_two_processes_search_for_a_policy(world, tmp_path):
+    if "cheetah" in world:
+        pytest.importorskip("mujoco")
+        pytest.importorskip("gymnasium")
+    settings = {
+        "env.horizon": 3,
+        "model.hidden": (4,),
+        "sampling.trajectories": 2,
+        "training.tasks": 4,
+        "training.iterations": 2,
+        "training.iterations_per_epoch": 2,
+        "evaluation.validation_tasks": 3,
+        "evaluation.trajectories": 2,
+    }
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    run, config = tmp_path / "run", f"configs/rl/{world}"
+    with two_processes(run, *flags, config=config, devices=2) as processes:
+        finish(processes)
+    *_, trained, validated = read_metrics(run)
+    assert trained["step"] == 2 and trained["outer/accepted"] in (0, 1)
+    assert np.isfinite(validated["validation/return_start"])
 
 
 def test_scores_are_of_every_seed_task_and_point(domain, uninterrupted):

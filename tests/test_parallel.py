@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ import numpy as np
 import optax
 import pytest
 
+from configs.rl import navigation
 from l2f_jax.evaluation import make_predict
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import initial_state, make_update
 from l2f_jax.parallel import check_divisible, mesh_for, task_mesh, tasks_at_once
+from l2f_jax.problems import build
 from l2f_jax.recipes import l2f
 from tests import toys
 
@@ -74,6 +77,12 @@ def test_any_number_of_devices_predicts(found):
     assert found["three"] < 1e-12  # the 8 tasks, by the 3 devices of 6 tasks
 
 
+@pytest.mark.parametrize("what", ["meta", "metrics", "returns"])
+def test_policies_are_searched_for_by_four_devices_as_by_one(found, what):
+    assert found["search"]["devices"] == 3  # fewer
+    assert found["search"][what] < 1e-12
+
+
 def test_tasks_at_once():
     mesh = task_mesh(1)
     assert [tasks_at_once(how, 6, mesh) for how in MAPS] == [1, 6]
@@ -110,6 +119,25 @@ def outputs(meta, mesh, at_once=1):
     return predict(meta, {}, (), toys.episode(tasks=(TASKS,))).outputs
 
 
+def searched(devices):
+    """Return (devices used, meta, metrics, returns) of a step of policy search."""
+    config = navigation.get_config("l2f")
+    config.env.horizon, config.training.tasks = 4, 4
+    # At the start, the origin, a ReLU without bias has a kink: its gradients jump.
+    config.model.hidden, config.model.activation = (4,), "tanh"
+    config.sampling.trajectories = config.evaluation.trajectories = 2
+    # With the usual one conjugate gradient amplifies rounding without bound: so few
+    # trajectories leave the Fisher matrix singular.
+    config.optimiser.damping = 1.0
+    with patch("jax.device_count", return_value=devices):
+        experiment = build(config)
+    after, metrics = experiment.update(experiment.init(0), 0, 1)
+    assert metrics["outer/accepted"] == 1
+    returns = experiment.predict(after.meta, after.stats, "val", 3).outputs
+    shared = len(after.step.sharding.device_set)
+    return shared, after.meta, metrics, returns
+
+
 def gap(a, b):
     """Return the largest difference of two trees."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -133,6 +161,9 @@ def main():
         four = results(4, task_map)[1:]
         names = ("meta", "metrics", "outputs")
         found[task_map] = dict(zip(names, map(gap, one, four), strict=True))
+    one, four = searched(1), searched(4)
+    names = ("devices", "meta", "metrics", "returns")
+    found["search"] = dict(zip(names, map(gap, one, four), strict=True))
     print(json.dumps(found))
 
 

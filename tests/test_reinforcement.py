@@ -227,11 +227,3 @@ def test_mistakes_are_named(section, key, bad, message):
     config[section][key] = bad
     with pytest.raises(ValueError, match=message):
         build(config)
-
-
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(
-        ValueError, match="'reinforcement'. runs in one process, not in"
-    ):
-        build(navigation.get_config("maml"))

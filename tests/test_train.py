@@ -30,7 +30,8 @@ pytestmark = pytest.mark.mixed_dtypes  # Adam
 
 ROOT = Path(__file__).parent.parent
 CACHE = str(ROOT / ".jax_cache")  # not the user's
-COMMAND = [sys.executable, "experiments/train.py", "--config=tests/tiny.py"]
+TRAIN = [sys.executable, "experiments/train.py"]
+CONFIG = "tests/tiny.py"
 
 
 def final_state(run: Path, config=None):
@@ -45,9 +46,11 @@ def assert_identical(a, b) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+def launch(
+    run: Path, *arguments: str, config: str = CONFIG, **environment: str
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [*COMMAND, f"--run={run}", *arguments],
+        [*TRAIN, f"--config={config}", f"--run={run}", *arguments],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": CACHE}
         | environment,
@@ -58,7 +61,7 @@ def launch(run: Path, *arguments: str, **environment: str) -> subprocess.Popen:
 
 @contextmanager
 def two_processes(
-    run: Path, *arguments: str, devices: int = 1
+    run: Path, *arguments: str, devices: int = 1, config: str = CONFIG
 ) -> Iterator[list[subprocess.Popen]]:
     """Start one run in two processes of so many devices each."""
     with socket.socket() as free:
@@ -68,6 +71,7 @@ def two_processes(
         launch(
             run,
             *arguments,
+            config=config,
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
@@ -217,7 +221,10 @@ def test_a_run_that_another_process_trains_is_refused(tmp_path):
 
 def test_help_names_the_options():
     done = subprocess.run(
-        [*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True
+        [*TRAIN, f"--config={CONFIG}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "--config: the experiment" in done.stdout
     assert "--run: the run directory" in done.stdout

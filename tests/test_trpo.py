@@ -20,6 +20,7 @@ from l2f_jax.models.policy import (
     sample,
 )
 from l2f_jax.outer import TrainState
+from l2f_jax.parallel import task_mesh
 from l2f_jax.rl.losses import act, reinforce
 from l2f_jax.rl.rollout import Sampling, experience, rollouts
 from l2f_jax.rl.trpo import (
@@ -249,7 +250,7 @@ def test_training_reports_gammas_if_there_are_any(transform):
     state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(1), meta, (), {})
     update = make_update(
         ENV, learner, SMALL, tasks=2, steps=1, sampling=Sampling(2),
-        region=TrustRegion(),
+        region=TrustRegion(), mesh=task_mesh(1),
     )  # fmt: skip
     names = {name for name in jax.eval_shape(update, state)[1] if "gamma" in name}
     reported = {"transform/gamma", "transform/gamma_deviation"}
@@ -290,7 +291,7 @@ def test_a_bandit_is_solved_by_adaptation(transform):
     state = TrainState(jnp.zeros((), jnp.int32), jax.random.key(1), meta, (), stats)
     update = make_update(
         bandit(), learner, policy, tasks=20, steps=1, sampling=Sampling(20),
-        region=TrustRegion(0.05), fresh=transform is not None,
+        region=TrustRegion(0.05), mesh=task_mesh(1), fresh=transform is not None,
     )  # fmt: skip
     _, metrics = update(state, iterations=60)
     assert metrics["outer/return_1"][-10:].mean() > -3.0

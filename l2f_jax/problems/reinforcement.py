@@ -1,6 +1,6 @@
 """Meta reinforcement learning: the sections of a config -> Experiment."""
 
-from functools import partial
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,11 @@ from l2f_jax.data.episodes import episode_keys
 from l2f_jax.envs.env import Env, with_goal
 from l2f_jax.envs.locomotion import half_cheetah
 from l2f_jax.envs.navigation import navigation
-from l2f_jax.evaluation import Predictions
+from l2f_jax.evaluation import Predictions, make_measure
 from l2f_jax.inner import from_optax
 from l2f_jax.models.policy import gaussian_policy
-from l2f_jax.outer import TrainState
+from l2f_jax.outer import TrainState, initial_state
+from l2f_jax.parallel import mesh_for
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.schedule import (
     INSIDE,
@@ -83,17 +84,12 @@ def reinforcement(
     """Build meta reinforcement learning; `configs/rl/navigation.py` has all keys.
 
     Scores are "return" and, with `sampling.fresh`, "return_start", of the transformed
-    policy before any update: the same after each number of updates. All on one device.
+    policy before any update: the same after each number of updates.
 
     Raises:
       ValueError: one sentence naming the key, for anything wrong in a section; or
-        several processes, of which each would do all the work.
+        several processes, whose devices do not divide the tasks.
     """
-    if (processes := jax.process_count()) > 1:
-        raise ValueError(
-            f"`problem` ('reinforcement') runs in one process, not in {processes}: its "
-            "tasks are not shared out"
-        )
     search = method(
         env=env,
         model=model,
@@ -107,6 +103,7 @@ def reinforcement(
     points = points_to_test(rest.pop("points", range(search.steps + 1)), search.steps)
     judged = as_judged(search, evaluation)
     held = _evaluation(rest)
+    mesh = mesh_for(search.schedule.tasks)
     compiled = make_update(
         search.env,
         search.learner,
@@ -115,25 +112,30 @@ def reinforcement(
         steps=search.steps,
         sampling=search.sampling,
         region=search.region,
+        mesh=mesh,
         fresh=search.fresh,
         first_order=search.schedule.order == 1,
     )
-    judge = jax.jit(
-        jax.vmap(partial(returns, judged), (None, 0, None)), static_argnums=2
-    )
+
+    @functools.cache
+    def judge(last: int, at_once: int):
+        def measure(meta: MetaParams, _, key: Array):
+            return returns(judged, meta, key, last)
+
+        return make_measure(measure, lambda _, key: key, mesh=mesh, at_once=at_once)
 
     def init(seed: int) -> TrainState:
-        key, run_key = jax.random.split(jax.random.key(seed))
         example = jnp.zeros((1, search.env.observations))
-        meta, stats = search.learner.init(key, example)
-        return TrainState(jnp.zeros((), jnp.int32), run_key, meta, (), stats)
+        return initial_state(search.learner, optax.identity(), example, seed, mesh)
 
     def update(state: TrainState, step: int, iterations: int):
         return compiled(state, iterations=iterations)
 
     def predict(meta, stats, split: str, tasks: int, points=points):
         keys = episode_keys(held.seed, FIRST_TASK[split], tasks)
-        found, start, goals = map(np.asarray, judge(meta, keys, max(*points, 1)))
+        # All at once: how long a pass takes hardly depends on how many there are.
+        compiled = judge(max(*points, 1), -(-tasks // mesh.size))
+        found, start, goals = compiled(meta, {}, (), keys)
         after = found[:, list(points)]
         start = np.broadcast_to(start[:, None], after.shape)
         return Predictions(np.stack([after, start], -1), goals)

@@ -14,12 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from l2f_jax.envs.env import Env
 from l2f_jax.inner import recorded
 from l2f_jax.learners.gradient import task_view
 from l2f_jax.models.policy import Gaussian, divergence
 from l2f_jax.outer import TrainState
+from l2f_jax.parallel import (
+    REPLICATED,
+    check_divisible,
+    mean_over_devices,
+    on_devices,
+)
 from l2f_jax.rl.losses import act, surrogate
 from l2f_jax.rl.returns import masked_mean
 from l2f_jax.rl.rollout import Sampling, experience, rollouts, total_return
@@ -27,6 +34,12 @@ from l2f_jax.tree import at, merge
 from l2f_jax.types import Array, Learner, MetaParams, Model, Trajectories
 
 Product = Callable[[Array], Array]
+Mean = Callable[[Any], Any]  # of a tree, over the devices that share the tasks
+
+
+def alone(tree: Any) -> Any:
+    """Return the mean over a single device."""
+    return tree
 
 
 class TrustRegion(NamedTuple):
@@ -73,6 +86,7 @@ def trust_region_step(
     params: Any,
     data: Trajectories,
     region: TrustRegion,
+    mean: Mean = alone,
 ) -> tuple[Any, dict[str, Array]]:
     """Take one step of TRPO.
 
@@ -81,6 +95,7 @@ def trust_region_step(
       params: any tree, here MetaParams.
       data: what the policies of `params` did, [tasks, B, H, ...].
       region: how far to go.
+      mean: over devices, where each has equally many of the tasks.
     Returns:
       (params, metrics): the same params if no step lowers the surrogate within the
       bound. Metrics: "outer/loss" before, "outer/improvement", "outer/kl",
@@ -90,16 +105,17 @@ def trust_region_step(
     old = lax.stop_gradient(policies(params))
 
     def judge(flat: Array) -> tuple[Array, Array]:
-        """Return the loss and the divergence, means over tasks."""
+        """Return the loss and the divergence, means over the tasks of this device."""
         new = policies(unravel(flat))
         kl = jax.vmap(masked_mean)(jax.vmap(divergence)(old, new), data.mask)
         return jax.vmap(surrogate)(old, new, data).mean(), kl.mean()
 
-    (before, _), gradient = jax.value_and_grad(judge, has_aux=True)(flat)
+    # Means are taken of gradients: no derivative of a mean over devices.
+    (before, _), gradient = mean(jax.value_and_grad(judge, has_aux=True)(flat))
     fisher = fisher_product(lambda x: policies(unravel(x)), flat, data.mask)
 
     def damped(v: Array) -> Array:
-        return fisher(v) + region.damping * v
+        return mean(fisher(v)) + region.damping * v
 
     direction = conjugate_gradient(damped, gradient, region.conjugate_steps)
     curvature = direction @ damped(direction)
@@ -115,7 +131,7 @@ def trust_region_step(
     def shorten(attempt: Attempt) -> Attempt:
         count = attempt.backtracks + 1
         new = flat - region.shrink ** count.astype(flat.dtype) * step
-        return Attempt(count, new, *judge(new))
+        return Attempt(count, new, *mean(judge(new)))
 
     # Not yet an attempt: the loop begins with the whole step, shortened 0 times.
     none = Attempt(jnp.full((), -1), flat, before, jnp.zeros_like(before))
@@ -191,12 +207,13 @@ def conjugate_gradient(product: Product, b: Array, steps: int) -> Array:
 
 
 def gamma_metrics(
-    learner: Learner, meta: MetaParams, data: Trajectories
+    learner: Learner, meta: MetaParams, data: Trajectories, mean: Mean = alone
 ) -> dict[str, Array]:
     """Measure how much the transform attenuates, and how that depends on the task.
 
     Args:
       data: [tasks, steps + 2, B, H, ...], see `rollout.experience`.
+      mean: see `trust_region_step`.
     Returns:
       Means over tensors: "transform/gamma", mean over tasks, and
       "transform/gamma_deviation", standard deviation over tasks. Nothing for MAML.
@@ -209,14 +226,21 @@ def gamma_metrics(
         view = task_view(loss, {}, at(data, 0))
         return transform.gamma(meta.transform, meta.params, view)
 
-    gammas = jax.vmap(one)(data).values()
+    gammas = jax.vmap(one)(data)
     if not gammas:
         return {}
-    means = jnp.stack([gamma.mean() for gamma in gammas])
-    deviations = jnp.stack([gamma.std(0).mean() for gamma in gammas])
+
+    def over_tasks(tree: dict) -> dict:
+        return mean(jax.tree.map(lambda x: x.mean(0), tree))
+
+    def over_tensors(tree: dict) -> Array:
+        return jnp.stack([x.mean() for x in tree.values()]).mean()
+
+    means = over_tasks(gammas)
+    squares = over_tasks(jax.tree.map(lambda x, m: (x - m[None]) ** 2, gammas, means))
     return {
-        "transform/gamma": means.mean(),
-        "transform/gamma_deviation": deviations.mean(),
+        "transform/gamma": over_tensors(means),
+        "transform/gamma_deviation": over_tensors(jax.tree.map(jnp.sqrt, squares)),
     }
 
 
@@ -229,6 +253,7 @@ def make_update(
     steps: int,
     sampling: Sampling,
     region: TrustRegion,
+    mesh: Mesh,
     fresh: bool = False,
     first_order: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -239,9 +264,10 @@ def make_update(
     Args:
       env: the family of tasks.
       learner, policy: how a task is adapted, and the network that acts.
-      tasks: the meta-batch.
+      tasks: the meta-batch over all devices together.
       steps: inner steps.
       sampling, region: see there.
+      mesh: the devices that share the tasks, see `parallel`.
       fresh: see `rollout.experience`.
       first_order: leave out the derivative of the inner gradients.
     Returns:
@@ -249,15 +275,17 @@ def make_update(
       "outer/return_<steps>" are mean returns of theta and of the adapted policies, and
       "outer/return_start", if `fresh`, of the transformed ones before any step; and
       those of `gamma_metrics`.
+    Raises:
+      ValueError: `tasks` that do not divide evenly over the devices.
     """
+    check_divisible(tasks, mesh)
 
     def gather(meta: MetaParams, key: Array) -> Trajectories:
         task_key, key = jax.random.split(key)
         collect = rollouts(env, policy, sampling, env.sample_task(task_key))
         return experience(learner, meta, collect, key, steps=steps, fresh=fresh)
 
-    def one(state: TrainState, _):
-        numbers = state.step * tasks + jnp.arange(tasks, dtype=jnp.int32)
+    def local(numbers: Array, state: TrainState):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(state.key, numbers)
         data = jax.vmap(gather, (None, 0))(state.meta, keys)
         last = jax.tree.map(lambda x: x[:, -1], data)
@@ -267,14 +295,19 @@ def make_update(
                 learner, policy, meta, data, steps=steps, first_order=first_order
             )
 
-        meta, metrics = trust_region_step(policies, state.meta, last, region)
-        metrics |= gamma_metrics(learner, state.meta, data)
-        returns = total_return(data).mean(0)
+        mean = mean_over_devices
+        meta, metrics = trust_region_step(policies, state.meta, last, region, mean)
+        metrics |= gamma_metrics(learner, state.meta, data, mean)
+        returns = mean(total_return(data).mean(0))
         metrics["outer/return_0"] = returns[0]
         metrics[f"outer/return_{steps}"] = returns[-1]
         if fresh and steps:
             metrics["outer/return_start"] = returns[1]
         return state._replace(step=state.step + 1, meta=meta), metrics
+
+    def one(state: TrainState, _):
+        numbers = state.step * tasks + jnp.arange(tasks, dtype=jnp.int32)
+        return on_devices(local, mesh, REPLICATED)(numbers, state)
 
     @partial(jax.jit, static_argnames="iterations")
     def update(state: TrainState, *, iterations: int = 1):
