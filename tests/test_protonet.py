@@ -1,6 +1,7 @@
 """Prototypical networks: distances by hand, runs of them, gammas from prototypes."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,24 @@ def test_gammas_come_from_the_prototypes_of_a_trained_network(trained):
     )
     # Tasks have prototypes, and so gammas, of their own.
     assert len(np.unique(found["conv_0/kernel"])) == 3
+
+
+def test_a_run_goes_on_only_with_the_prototypes_that_it_began_with(trained, tmp_path):
+    network, run = tmp_path / "protonet", tmp_path / "l2f"
+    shutil.copytree(trained, network)
+    config, longer = short("l2f"), short("l2f")
+    config.transform.prototypes = longer.transform.prototypes = str(network)
+    longer.training.iterations = 6
+    assert train(config, run)
+    shutil.rmtree(network)
+    other = short("protonet")
+    other.seed = 1
+    assert train(other, network)
+    with pytest.raises(ValueError, match="not the network that .*l2f was trained with"):
+        train(longer, run)
+    shutil.rmtree(network)
+    shutil.copytree(trained, network)
+    assert train(longer, run)
 
 
 @pytest.mark.parametrize(

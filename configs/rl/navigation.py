@@ -89,7 +89,7 @@ def get_config(arg: str = ""):
     config.training.iterations_per_dispatch = 1
     config.training.tasks = 20
     config.training.order = 1 if order == "first_order" else 2
-    config.training.cpu_devices = 1
+    config.training.cpu_devices = 1  # more do not help: XLA divides the work itself
     config.training.keep_every = 0  # epochs, whose checkpoint is kept for figures, too
 
     config.evaluation = ConfigDict()

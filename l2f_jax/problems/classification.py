@@ -20,6 +20,7 @@ from l2f_jax.losses import accuracy, cross_entropy, present_cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.norm import Norm
 from l2f_jax.models.resnet12 import resnet12
+from l2f_jax.outer import TrainState
 from l2f_jax.parallel import mesh_for
 from l2f_jax.problems import saved, supervised
 from l2f_jax.problems.episodic import Feed
@@ -69,6 +70,7 @@ def classification(
     facts = bank.facts()
     if run := transform.get("prototypes"):
         _check_prototypes(Path(run), data, facts)
+        facts["prototypes"] = saved.digest(_protonet(run, spec.ways)[1])
     return Experiment(
         **runs._asdict(),
         scores=_scores,
@@ -125,6 +127,20 @@ def prototypes_of(run: str, ways: int) -> Embedding:
     Raises:
       ValueError: `run` is no complete run of a ProtoNet.
     """
+    network, state, shape = _protonet(run, ways)
+
+    def features(params: Params, inputs: Array) -> Array:
+        del params  # those that are being trained
+        outputs, _ = network.apply(state.meta.params, state.stats, inputs)
+        return outputs
+
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    size = jax.eval_shape(features, {}, example).shape[-1]
+    return prototypes(features, size, ways)
+
+
+def _protonet(run: str, ways: int) -> tuple[Model, TrainState, tuple[int, ...]]:
+    """Return a complete run's network, best checkpoint and shape of an image."""
     record = saved.read_classification(Path(run))
     config, shape = record["config"], tuple(record["data"]["shape"])
     if config["learner"]["name"] != "protonet":
@@ -141,16 +157,7 @@ def prototypes_of(run: str, ways: int) -> Embedding:
             f"{built.schedule.iterations}"
         )
     state = saved.restore(Path(run), "best", built, shape)
-    network = _network(config["model"], None)
-
-    def features(params: Params, inputs: Array) -> Array:
-        del params  # those that are being trained
-        outputs, _ = network.apply(state.meta.params, state.stats, inputs)
-        return outputs
-
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    size = jax.eval_shape(features, {}, example).shape[-1]
-    return prototypes(features, size, ways)
+    return _network(config["model"], None), state, shape
 
 
 def _prototypical(

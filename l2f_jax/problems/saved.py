@@ -1,5 +1,6 @@
 """Trained runs, read back from their directories."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,13 +107,19 @@ def check_data(run: Path, facts: Mapping[str, Any]) -> None:
     By the images' shape, the statistics of the training images, and the classes of each
     split that both have, their number and, unless the record is older than that, names
     and sizes. Where there are no images, nothing can differ that the config does not
-    tell.
+    tell. So, too, for the ProtoNet whose prototypes the run is conditioned on.
 
     Args:
       run: its directory.
       facts: `Experiment.facts` of the data set that is there now.
     """
-    old, new = (_identity(data) for data in (read_record(run)["data"], facts))
+    recorded = read_record(run)["data"]
+    if recorded.get("prototypes", "") not in ("", facts.get("prototypes", "")):
+        raise ValueError(
+            f"`transform.prototypes` is not the network that {run} was trained with: "
+            "it was trained further since, or is another one; begin another run"
+        )
+    old, new = _identity(recorded), _identity(facts)
     for key in sorted(old.keys() & new.keys()):
         if not _same(old[key], new[key]):
             raise ValueError(
@@ -135,6 +142,14 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     found |= {f"classes of {k!r}": n for k, n in data.get("classes", {}).items()}
     found |= {f"digest of {k!r}": x for k, x in data.get("digests", {}).items()}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def digest(state: TrainState) -> str:
+    """Return what tells a trained network from others, by its parameters."""
+    leaves = jax.tree.leaves((state.meta, state.stats))
+    return hashlib.sha256(
+        b"".join(np.asarray(x).tobytes() for x in leaves)
+    ).hexdigest()[:16]
 
 
 def restore(
