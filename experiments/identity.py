@@ -137,6 +137,6 @@ def _tasks(record: dict[str, Any]) -> dict[str, Any]:
         provenance = facts["provenance"]
         known = provenance.keys() - {"versions"}  # of what has read the files
         facts["provenance"] = {k: provenance[k] for k in sorted(known)}
-        facts.pop("prototypes", None)
+        facts.pop("prototypes", None)  # of the method, not the tasks
     data = facts | {key: config["data"][key] for key in judged}
     return {"data": data, "evaluation": evaluation}

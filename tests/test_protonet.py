@@ -150,9 +150,11 @@ def test_a_run_goes_on_only_with_the_prototypes_that_it_began_with(trained, tmp_
     assert train(other, network)
     with pytest.raises(ValueError, match="not the network that .*l2f was trained with"):
         train(longer, run)
+    with pytest.raises(ValueError, match="not the network that .*l2f was trained with"):
+        load_predictor(run)
     shutil.rmtree(network)
     shutil.copytree(trained, network)
-    assert train(longer, run)
+    assert train(longer, run) and load_predictor(run).iteration
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def classification(
     facts = bank.facts()
     if run := transform.get("prototypes"):
         _check_prototypes(Path(run), data, facts)
-        facts["prototypes"] = saved.digest(_protonet(run, spec.ways)[1])
+        facts["prototypes"] = prototypes_digest(run, spec.ways)
     return Experiment(
         **runs._asdict(),
         scores=_scores,
@@ -137,6 +137,11 @@ def prototypes_of(run: str, ways: int) -> Embedding:
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     size = jax.eval_shape(features, {}, example).shape[-1]
     return prototypes(features, size, ways)
+
+
+def prototypes_digest(run: str, ways: int) -> str:
+    """Return what tells the network of `prototypes_of` from others."""
+    return saved.digest(_protonet(run, ways)[1])
 
 
 def _protonet(run: str, ways: int) -> tuple[Model, TrainState, tuple[int, ...]]:

@@ -27,6 +27,7 @@ from l2f_jax.problems.classification import (
     method,
     normalising,
     protocol,
+    prototypes_digest,
 )
 from l2f_jax.types import Array, Batch, Learner
 
@@ -137,6 +138,8 @@ def load_predictor(
     data, shape = config["data"], tuple(facts["shape"])
     names = ("model", "learner", "transform", "optimiser", "training")
     built = method(ways=data["ways"], **{name: config[name] for name in names})
+    if prototypes := config["transform"].get("prototypes"):
+        saved.check_prototypes(run, prototypes_digest(prototypes, data["ways"]))
     state = saved.restore(run, checkpoint, built, shape)
     steps = built.steps if steps is None else steps
     preprocess = normalising(data["mean"], data["std"], facts["provenance"])

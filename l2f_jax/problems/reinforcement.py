@@ -134,8 +134,8 @@ def reinforcement(
     def predict(meta, stats, split: str, tasks: int, points=points):
         keys = episode_keys(held.seed, FIRST_TASK[split], tasks)
         # All at once: how long a pass takes hardly depends on how many there are.
-        compiled = judge(max(*points, 1), -(-tasks // mesh.size))
-        found, start, goals = compiled(meta, {}, (), keys)
+        judged_by = judge(max(*points, 1), -(-tasks // mesh.size))
+        found, start, goals = judged_by(meta, {}, (), keys)
         after = found[:, list(points)]
         start = np.broadcast_to(start[:, None], after.shape)
         return Predictions(np.stack([after, start], -1), goals)

@@ -107,25 +107,34 @@ def check_data(run: Path, facts: Mapping[str, Any]) -> None:
     By the images' shape, the statistics of the training images, and the classes of each
     split that both have, their number and, unless the record is older than that, names
     and sizes. Where there are no images, nothing can differ that the config does not
-    tell. So, too, for the ProtoNet whose prototypes the run is conditioned on.
+    tell. See `check_prototypes` for the network that a run may be conditioned on.
 
     Args:
       run: its directory.
       facts: `Experiment.facts` of the data set that is there now.
     """
-    recorded = read_record(run)["data"]
-    if recorded.get("prototypes", "") not in ("", facts.get("prototypes", "")):
-        raise ValueError(
-            f"`transform.prototypes` is not the network that {run} was trained with: "
-            "it was trained further since, or is another one; begin another run"
-        )
-    old, new = _identity(recorded), _identity(facts)
+    check_prototypes(run, facts.get("prototypes", ""))
+    old, new = (_identity(data) for data in (read_record(run)["data"], facts))
     for key in sorted(old.keys() & new.keys()):
         if not _same(old[key], new[key]):
             raise ValueError(
                 f"`data.bank` is not what {run} was trained on: {key} {old[key]} then, "
                 f"{new[key]} now; give it that data set, or begin another run"
             )
+
+
+def check_prototypes(run: Path, found: str) -> None:
+    """Raise ValueError unless a ProtoNet is the one that a run is conditioned on.
+
+    Args:
+      run: its directory; nothing is known of a run whose record is older than this.
+      found: `digest` of the ProtoNet's best checkpoint now.
+    """
+    if read_record(run)["data"].get("prototypes", found) != found:
+        raise ValueError(
+            f"`transform.prototypes` is not the network that {run} was trained with: "
+            "it was trained further since, or is another one; begin another run"
+        )
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -37,7 +37,7 @@ Product = Callable[[Array], Array]
 Mean = Callable[[Any], Any]  # of a tree, over the devices that share the tasks
 
 
-def alone(tree: Any) -> Any:
+def on_one_device(tree: Any) -> Any:
     """Return the mean over a single device."""
     return tree
 
@@ -86,7 +86,7 @@ def trust_region_step(
     params: Any,
     data: Trajectories,
     region: TrustRegion,
-    mean: Mean = alone,
+    mean: Mean = on_one_device,
 ) -> tuple[Any, dict[str, Array]]:
     """Take one step of TRPO.
 
@@ -207,7 +207,7 @@ def conjugate_gradient(product: Product, b: Array, steps: int) -> Array:
 
 
 def gamma_metrics(
-    learner: Learner, meta: MetaParams, data: Trajectories, mean: Mean = alone
+    learner: Learner, meta: MetaParams, data: Trajectories, mean: Mean = on_one_device
 ) -> dict[str, Array]:
     """Measure how much the transform attenuates, and how that depends on the task.
 
