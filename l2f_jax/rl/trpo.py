@@ -120,23 +120,7 @@ def trust_region_step(
     direction = conjugate_gradient(damped, gradient, region.conjugate_steps)
     curvature = direction @ damped(direction)
     step = jnp.sqrt(2 * region.max_kl / (curvature + 1e-8)) * direction
-
-    def good(attempt: Attempt) -> Array:
-        # A comparison with a number that is none is false: such a step is refused.
-        return (attempt.loss < before) & (attempt.kl <= region.max_kl)
-
-    def go_on(attempt: Attempt) -> Array:
-        return ~good(attempt) & (attempt.backtracks < region.backtracks)
-
-    def shorten(attempt: Attempt) -> Attempt:
-        count = attempt.backtracks + 1
-        new = flat - region.shrink ** count.astype(flat.dtype) * step
-        return Attempt(count, new, *mean(judge(new)))
-
-    # Not yet an attempt: the loop begins with the whole step, shortened 0 times.
-    none = Attempt(jnp.full((), -1), flat, before, jnp.zeros_like(before))
-    last = lax.while_loop(go_on, shorten, none)
-    accepted = good(last)
+    last, accepted = line_search(lambda x: mean(judge(x)), flat, step, before, region)
     metrics = {
         "outer/loss": before,
         "outer/improvement": jnp.where(accepted, before - last.loss, 0.0),
@@ -154,6 +138,41 @@ class Attempt(NamedTuple):
     params: Array
     loss: Array
     kl: Array
+
+
+def line_search(
+    judge: Callable[[Array], tuple[Array, Array]],
+    flat: Array,
+    step: Array,
+    before: Array,
+    region: TrustRegion,
+) -> tuple[Attempt, Array]:
+    """Shorten a step until it lowers the loss within the bound.
+
+    Args:
+      judge: parameters -> (loss, divergence), the same on all devices.
+      flat, before: the parameters to start from, and their loss.
+      step: what is subtracted from them, in full size.
+    Returns:
+      (the last attempt, whether it is good); attempts end with the first good one.
+    """
+
+    def good(attempt: Attempt) -> Array:
+        # A comparison with a number that is none is false: such a step is refused.
+        return (attempt.loss < before) & (attempt.kl <= region.max_kl)
+
+    def go_on(attempt: Attempt) -> Array:
+        return ~good(attempt) & (attempt.backtracks < region.backtracks)
+
+    def shorten(attempt: Attempt) -> Attempt:
+        count = attempt.backtracks + 1
+        new = flat - region.shrink ** count.astype(flat.dtype) * step
+        return Attempt(count, new, *judge(new))
+
+    # Not yet an attempt: the loop begins with the whole step, shortened 0 times.
+    none = Attempt(jnp.full((), -1), flat, before, jnp.zeros_like(before))
+    last = lax.while_loop(go_on, shorten, none)
+    return last, good(last)
 
 
 def fisher_product(
