@@ -5,6 +5,7 @@ device they are adapted `at_once` at a time. Functions stay per task.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,22 +79,24 @@ def sum_over_tasks(fn: Callable, tasks: Any, shared: Any, mesh: Mesh, at_once: i
     with the number of tasks when `at_once` is 1.
     """
 
-    def local(tasks, shared):
-        def group_sum(group):
-            results = jax.vmap(lambda task: fn(shared, task))(group)
-            return jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
-
-        def single(group):
+    # Traced once, though asked for its shapes first: tracing a task is most of what a
+    # small program takes to start.
+    @partial(jax.jit, inline=True)
+    def one(shared, group):
+        if at_once == 1:
             return fn(shared, jax.tree.map(lambda x: x[0], group))
+        results = jax.vmap(lambda task: fn(shared, task))(group)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), results)
 
-        groups, one = _groups(tasks, at_once), single if at_once == 1 else group_sum
+    def local(tasks, shared):
+        groups = _groups(tasks, at_once)
         start = jax.tree.map(lambda x: x[0], groups)
         zero = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, start)
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, shared, start)
         )
 
         def add(total, group):
-            return jax.tree.map(jnp.add, total, one(group)), None
+            return jax.tree.map(jnp.add, total, one(shared, group)), None
 
         return jax.lax.psum(jax.lax.scan(add, zero, groups)[0], AXIS)
 

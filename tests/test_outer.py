@@ -139,6 +139,18 @@ def test_later_calls_do_not_trace_again():
     assert counts[0] == counts[1] == counts[2]
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_task_is_traced_once(at_once):
+    traced = []
+
+    def value(*arguments):
+        traced.append(arguments)
+        return linear(*arguments)
+
+    after(optax.sgd(1.0), value=value, at_once=at_once)
+    assert len(traced) == 1
+
+
 def test_initial_state_is_that_of_its_seed():
     optimiser, inputs = meta_optimiser(1e-3), jnp.zeros((1, toys.FEATURES))
     learner = maml(toys.classifier(), None)

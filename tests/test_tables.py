@@ -435,6 +435,23 @@ def test_cells_are_trained_once_and_judged(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "table_7.md").read_text() == first
 
 
+# The command, with fewer tasks to test on.
+TABLES_OF_FEW_TASKS = """
+from configs.regression import sinusoid
+from experiments import launch, tables
+
+whole = sinusoid.get_config
+
+def get_config(arg):
+    config = whole(arg)
+    config.evaluation.update({"validation_tasks": 25, "test_tasks": 50})
+    return config
+
+sinusoid.get_config = get_config
+launch.guard(tables.main)
+"""
+
+
 def test_a_killed_table_goes_on_where_it_was(tmp_path):
     root = Path(__file__).parent.parent
     budget = 600
@@ -447,7 +464,7 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path):
     def start(argument="--cells=one_step/k5*"):
         return subprocess.Popen(
             [
-                *(sys.executable, "experiments/tables.py", "--table=7", "--seeds=1"),
+                *(sys.executable, "-c", TABLES_OF_FEW_TASKS, "--table=7", "--seeds=1"),
                 *(argument, f"--budget={budget}", f"--run={tmp_path}"),
             ],
             cwd=root,
