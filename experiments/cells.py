@@ -136,15 +136,14 @@ def _matching(run: Path) -> ConfigDict:
 
 
 class Result(NamedTuple):
-    """A trained cell's scores on the test tasks: name -> [seeds, tasks, points].
+    """A trained cell's scores on the test tasks: name -> point -> [seeds, tasks].
 
-    "last" is of the last checkpoints, "ensemble" of the best by validation.
-    points: numbers of inner steps and, where all runs have it, `scores.START`.
+    "last" is of the last checkpoints, after numbers of inner steps and, where all runs
+    have it, at `scores.START`; "ensemble" of the best, after the steps of training.
     steps: inner steps trained with.  iterations: of every run.
     """
 
-    scores: dict[str, np.ndarray]
-    points: tuple[int | str, ...]
+    scores: dict[str, dict[int | str, np.ndarray]]
     score: Score
     steps: int
     iterations: int
@@ -171,15 +170,14 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
             found.append(judged(run, tasks=config.evaluation.test_tasks))
     stages = [p for p in found[0].stages if all(p in e.stages for e in found)]
 
-    def gathered(names: Sequence[str]) -> np.ndarray:
-        runs = zip(found, names, strict=True)
-        columns = [[e.at(name, stage) for stage in stages] for e, name in runs]
-        return np.concatenate([np.stack(each, -1) for each in columns])
+    def gathered(names: Sequence[str], points: Sequence[int | str]) -> dict:
+        named = list(zip(found, names, strict=True))
+        return {p: np.concatenate([e.at(name, p) for e, name in named]) for p in points}
 
-    scores = {"last": gathered(["last"] * len(found))}
+    e = found[0]
+    scores = {"last": gathered(["last"] * len(found), stages)}
     ensembles = [e.ensemble for e in found if e.ensemble]
     if len(ensembles) == len(found):
-        scores["ensemble"] = gathered(ensembles)
+        scores["ensemble"] = gathered(ensembles, [e.steps])
     iterations = max(e.checkpoints["last"][0] for e in found)
-    e = found[0]
-    return Result(scores, tuple(stages), e.score, e.steps, iterations, e.protocol)
+    return Result(scores, e.score, e.steps, iterations, e.protocol)

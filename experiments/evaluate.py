@@ -2,11 +2,11 @@
 
     python experiments/evaluate.py runs/icons/maml runs/icons/l2f
 
-For each run: its score after 0 .. S inner steps (of an attenuated policy also before
-any), of the last checkpoint, of the best by
-validation, and of the ensemble of the best (mean logits; the official code's protocol),
-each as mean and 95 % interval over tasks. Several runs are compared task by task with
-the first. Everything is also written to evaluation_<split>.json in each run.
+For each run: the score of its last checkpoint after 0 .. S inner steps (of an
+attenuated policy also before any), and after S that of the best by validation and of
+the ensemble of the best (mean logits; the official code's protocol), each as mean and
+95 % interval over tasks. Several runs are compared task by task with the first.
+Everything is also written to evaluation_<split>.json in each run.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def _show(
         at = ", ".join(map(str, steps))
         table.add_column(f"{name} (step {at})", justify="right")
     for point in e.stages:
-        texts = [text(name, point) for name in e.checkpoints]
+        known = ((name, e.has(name, point)) for name in e.checkpoints)
+        texts = [text(name, point) if there else "" for name, there in known]
         style = "bold" if point == e.steps else None
         table.add_row(str(point), *texts, style=style)
     console.print(table)

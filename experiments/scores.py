@@ -26,11 +26,15 @@ START = "start"  # the transformed policy before any update, as a point of adapt
 class Evaluation(NamedTuple):
     """Scores of a run, for each way of choosing checkpoints.
 
+    The last checkpoint, "last", is judged after several numbers of inner steps, the
+    best ones after those of training alone, as the official code does.
+
     points: after how many inner steps.  steps: those of training, one of the points.
-    scores: name -> [seeds, tasks, points].  checkpoints: name -> their iterations.
+    scores: "last" -> [seeds, tasks, points], any other name -> [seeds, tasks, 1].
+    checkpoints: name -> their iterations.
     made: what the scores were computed with, see `recording.environment`.
-    others: "<name>/<score>" -> [seeds, tasks, points] of the experiment's other scores;
-      empty where an older program has judged.
+    others: "<name>/<score>" -> the experiment's other scores, shaped as `scores`; empty
+      where an older program has judged.
     """
 
     run: Path
@@ -61,11 +65,22 @@ class Evaluation(NamedTuple):
         known = f"last/return_{START}" in self.others
         return [*before, *[START] * known, *after]
 
+    def points_of(self, name: str) -> tuple[int, ...]:
+        """Return the points after which there are scores of this name."""
+        return self.points if name == "last" else (self.steps,)
+
+    def has(self, name: str, point: int | str | None) -> bool:
+        """Say whether there are such scores, see `at`."""
+        if name not in self.scores:
+            return False
+        known = self.stages if name == "last" else self.points_of(name)
+        return point is None or point in known
+
     def at(self, name: str = "last", point: int | str | None = None) -> np.ndarray:
         """Return the scores at one of `stages`, or of training: [seeds, tasks]."""
         if point == START:
             return self.others[f"{name}/return_{START}"][:, :, 0]
-        column = self.points.index(self.steps if point is None else point)
+        column = self.points_of(name).index(self.steps if point is None else point)
         return self.scores[name][:, :, column]
 
     def by_task(self, name: str = "last", point: int | str | None = None) -> np.ndarray:
@@ -86,8 +101,8 @@ class Evaluation(NamedTuple):
         return f"{mean}, median {median}, {diverged:.2f} % diverged"
 
     def curve(self, name: str = "last") -> list[Interval]:
-        """Return the means over tasks after each of `points`."""
-        return [self.interval(name, point) for point in self.points]
+        """Return the means over tasks after each of `points_of` the name."""
+        return [self.interval(name, point) for point in self.points_of(name)]
 
     def gap(
         self, other: "Evaluation", name: str = "last", point: int | str | None = None
@@ -96,8 +111,8 @@ class Evaluation(NamedTuple):
 
         Without a `point`, each is taken after its own steps of training.
         """
-        known = (name in e.scores and point in (None, *e.stages) for e in (self, other))
-        if not all(known) or self.tasks != other.tasks:
+        known = self.has(name, point) and other.has(name, point)
+        if not known or self.tasks != other.tasks:
             return None
         return paired(self.by_task(name, point), other.by_task(name, point))
 
@@ -149,8 +164,9 @@ def judged(
 def record(evaluation: Evaluation) -> None:
     """Write evaluation_<split>.json, and every score to evaluation_<split>.npz.
 
-    In the former, `after` has the intervals after each of `inner_steps`, `tasks` each
-    task's score after the steps of training, and `others` the means of other scores.
+    In the former, `after` has the intervals after each of `inner_steps`, of the best
+    checkpoints after the steps of training alone; `tasks` each task's score after
+    those, and `others` the means of other scores.
     """
     path = evaluation.run / f"evaluation_{evaluation.split}.npz"
     with replacing(path) as partial, partial.open("wb") as file:
@@ -200,6 +216,14 @@ def _evaluation(
     steps: dict[str, list[int]],
     made: dict[str, Any],
 ) -> Evaluation:
+    training = experiment.points.index(experiment.steps)
+
+    def narrow(name: str, array: np.ndarray) -> np.ndarray:
+        # Older programs judged the best checkpoints after every number of steps, too.
+        wide = not name.startswith("last") and array.shape[-1] > 1
+        return array[:, :, [training]] if wide else array
+
+    arrays = {name: narrow(name, array) for name, array in arrays.items()}
     return Evaluation(
         run=run,
         split=split,
@@ -232,12 +256,10 @@ def _scores(
 def _predictions(
     run: Path, experiment: Experiment, seed: int, split: str, tasks: int
 ) -> tuple[dict[str, Predictions], dict[str, list[int]]]:
-    like, made = experiment.init(seed), {}
+    like, trained = experiment.init(seed), (experiment.steps,)
 
-    def predict(step: int, state: Any) -> Predictions:
-        if step not in made:
-            made[step] = experiment.predict(state.meta, state.stats, split, tasks)
-        return made[step]
+    def predict(state: Any, points: tuple[int, ...]) -> Predictions:
+        return experiment.predict(state.meta, state.stats, split, tasks, points=points)
 
     if not newest_step(run):
         raise ValueError(f"{run} has no complete checkpoint yet")
@@ -245,13 +267,15 @@ def _predictions(
         restored = saved.restore_latest(like)
         assert restored is not None
         last = int(restored[0].step)
-        chosen = {"last": predict(last, restored[0])}
-        steps = {"last": [last]}
+        whole = predict(restored[0], experiment.points)
+        chosen, steps = {"last": whole}, {"last": [last]}
+        column = experiment.points.index(experiment.steps)
+        made = {last: whole._replace(outputs=whole.outputs[:, [column]])}
         best = [step for step, _ in saved.best]
-        members = [
-            predict(step, saved.restore_best(rank, like)[0])
-            for rank, step in enumerate(best)
-        ]
+        for rank, step in enumerate(best):
+            if step not in made:
+                made[step] = predict(saved.restore_best(rank, like)[0], trained)
+        members = [made[step] for step in best]
     if members:
         chosen["best"], steps["best"] = members[0], best[:1]
     if len(members) > 1:

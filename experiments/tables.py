@@ -47,14 +47,15 @@ def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
         return None
     rows: dict[str, Any] = {"iterations": result.iterations, "steps": result.steps}
     rows["after"] = {}
-    for i, point in enumerate(result.points):
+    for point in result.scores["last"]:
         rows["after"][str(point)] = row = {}
         for name, scores in result.scores.items():
-            row[name] = _described(scores[:, :, i], result.score)
-            if other is None or name not in other.scores or point not in other.points:
+            if point not in scores:
                 continue
-            column = other.scores[name][:, :, other.points.index(point)]
-            row[name] |= _differences(scores[:, :, i], column)
+            row[name] = _described(scores[point], result.score)
+            theirs = other.scores.get(name, {}) if other else {}
+            if point in theirs:
+                row[name] |= _differences(scores[point], theirs[point])
     return rows
 
 
@@ -159,7 +160,7 @@ def heading(
     done = [result for result in results.values() if result]
     if not done:
         return f"Table {table}: no cell is complete."
-    seeds, tasks, _ = done[0].scores["last"].shape
+    seeds, tasks = next(iter(done[0].scores["last"].values())).shape
     iterations = sorted({result.iterations for result in done})
     length = f"{iterations[0]:,}"
     if len(iterations) > 1:

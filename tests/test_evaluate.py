@@ -47,12 +47,11 @@ def test_scores_are_of_the_last_the_best_and_the_mean_of_the_best(run):
         return (logits.argmax(-1) == np.asarray(labels)[:, None]).mean(-1)
 
     last, *best = map(predict, [newest, *ranked])
+    trained = [np.asarray(each.outputs)[:, -1:] for each in best]
     expected = {
         "last": accuracy(np.asarray(last.outputs), last.targets),
-        "best": accuracy(np.asarray(best[0].outputs), best[0].targets),
-        f"ensemble of {len(best)}": accuracy(
-            np.mean([each.outputs for each in best], 0), last.targets
-        ),
+        "best": accuracy(trained[0], last.targets),
+        f"ensemble of {len(best)}": accuracy(np.mean(trained, 0), last.targets),
     }
     assert found.scores.keys() == expected.keys()
     for name, scores in expected.items():
@@ -81,6 +80,19 @@ def test_other_scores_are_kept_and_may_be_absent(run):
     np.savez(run / "evaluation_val.npz", **found.scores)  # as before there were others
     old = judged(run, "val")
     assert old.others == {} and old.stages == list(found.points) == found.stages
+
+
+def test_scores_of_the_best_after_every_step_are_read_as_those_of_training(run):
+    """Older programs have recorded them so."""
+    found = evaluate(run, "val", tasks=6)
+    wide = found.scores | {"best": found.scores["last"]}
+    record(found._replace(scores=wide))
+    content = json.loads((run / "evaluation_val.json").read_text())
+    content["results"]["best"]["after"] = content["results"]["last"]["after"]
+    (run / "evaluation_val.json").write_text(json.dumps(content))
+    old = judged(run, "val")
+    np.testing.assert_array_equal(old.scores["best"], found.scores["last"][:, :, -1:])
+    assert old.curve("best") == found.curve()[-1:]
 
 
 def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
@@ -145,6 +157,23 @@ def test_a_difference_needs_the_same_tasks_and_steps():
     a = evaluation("a", [[0.0], [0.5]])
     assert a.gap(evaluation("b", [[0.0]])) is None
     assert a.gap(a, "ensemble of 3") is None and a.gap(a, point=2) is None
+
+
+def test_the_best_are_judged_after_the_steps_of_training_alone():
+    a = evaluation("a", [[0.0, 0.25], [0.25, 0.5]], points=(0, 1))
+    best = np.array([[[0.5], [1.0]]])
+    a = a._replace(
+        scores=a.scores | {"best": best}, checkpoints={"last": [7], "best": [6]}
+    )
+    assert (
+        a.interval("best") == a.interval("best", 1) and a.interval("best").mean == 0.75
+    )
+    assert a.gap(a, "best", 0) is None and a.gap(a, "best", 1).mean == 0
+    text = io.StringIO()
+    show([a], Console(file=text, width=500))
+    cells = [line.split("\u2502")[1:-1] for line in text.getvalue().splitlines()]
+    shown = [[cell.strip() for cell in row] for row in cells if row]
+    assert shown[0] == ["0", "12.50 +- 24.50", ""] and shown[1][2] == "75.00 +- 49.00"
 
 
 def test_several_seeds_are_judged_by_their_mean():

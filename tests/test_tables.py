@@ -36,10 +36,10 @@ def result(*means, score=MSE, **others):
     """Two seeds, three tasks, one number of inner steps."""
     parts = {"last": means, **others}
     scores = {
-        name: np.array([[m - 1, m, m + 1] for m in values], float)[:, :, None]
+        name: {1: np.array([[m - 1, m, m + 1] for m in values], float)}
         for name, values in parts.items()
     }
-    return Result(scores, (1,), score, 1, 7, "one by one")
+    return Result(scores, score, 1, 7, "one by one")
 
 
 def cell(name, against="", paper=None):
@@ -67,7 +67,7 @@ def test_a_row_says_what_was_measured():
 
 def test_a_seed_that_fails_does_not_hide_in_a_mean():
     a, b = result(2, 4), result(0, 6)
-    b.scores["last"][:1], b.scores["last"][1:] = -100, 105
+    b.scores["last"][1][:1], b.scores["last"][1][1:] = -100, 105
     results = {"a": a, "b": b, "c": result(2, 4, 6)}
     last = described(results, cell("b", "a"))["after"]["1"]["last"]
     assert [mean for mean, _ in last["differences"]] == [-102, 101]
@@ -85,7 +85,7 @@ def test_a_missing_cell_is_missing_and_no_number():
 
 def test_a_task_that_diverges_shows():
     bad = result(2, 4)
-    bad.scores["last"][0, 0, 0] = np.nan
+    bad.scores["last"][1][0, 0] = np.nan
     last = described({"a": bad}, cell("a"))["after"]["1"]["last"]
     assert (
         np.isnan(last["mean"]) and last["diverged"] == 1 / 6 and last["median"] == 3.5
@@ -98,10 +98,10 @@ def test_returns_above_100_are_no_divergence():
 
 
 def test_shares_are_in_percent_after_the_trained_steps():
-    a = result(0.5, 0.7, score=SHARE, ensemble=(0.75, 0.75))._replace(points=(1,))
-    both = {name: np.concatenate([x * 0, x], 2) for name, x in a.scores.items()}
-    a = a._replace(scores=both, points=(0, 1))
-    b = a._replace(scores={name: x + 0.125 for name, x in both.items()})
+    a = result(0.5, 0.7, score=SHARE, ensemble=(0.75, 0.75))
+    b = result(0.625, 0.825, score=SHARE, ensemble=(0.875, 0.875))
+    for each in (a, b):  # the ensemble is judged after the trained steps alone
+        each.scores["last"] = {0: 0 * each.scores["last"][1]} | each.scores["last"]
     cells = [cell("a"), cell("b", "a", {1: 0.6938})]
     found = {c.name: described({"a": a, "b": b}, c) for c in cells}
     head, _, _, shown = rows(markdown(cells, found, SHARE))
@@ -114,9 +114,10 @@ def test_shares_are_in_percent_after_the_trained_steps():
 
 def test_the_start_of_a_policy_is_a_row():
     a = result(2, 4, score=Score("return", np.mean))
-    a = a._replace(scores={"last": np.repeat(a.scores["last"], 2, 2)})
+    last = a.scores["last"][1]
+    points = {"a": {0: last, 1: last}, "b": {START: last, 1: last}}
     b = cell("b", "a", {1: 5.0})
-    results = {"a": a._replace(points=(0, 1)), "b": a._replace(points=(START, 1))}
+    results = {key: a._replace(scores={"last": x}) for key, x in points.items()}
     _, _, start, after = rows(markdown([b], {"b": described(results, b)}, a.score))
     assert start[:2] == ["b", "start"] and start[4:] == [""] * 3  # the other has none
     assert after[4] == "0.000 ± 0.000 from a" and after[6] == "5.000"
