@@ -15,10 +15,10 @@ from experiments.identity import (
     newest_step,
     read_config,
 )
+from experiments.judging import judged
 from experiments.locking import held, lock_of
 from experiments.panels import effective_rates
 from experiments.runs import open_runs
-from experiments.scores import judged
 from experiments.train import train
 from l2f_jax.problems import Score
 

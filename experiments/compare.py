@@ -17,8 +17,8 @@ from rich.console import Console
 
 from experiments import curves, launch
 from experiments.evaluate import show
+from experiments.judging import judged
 from experiments.locking import alone
-from experiments.scores import judged
 from experiments.train import check_split, train
 from l2f_jax.problems import build
 

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from experiments import launch
 from experiments.identity import check_comparable, read_config
-from experiments.scores import Evaluation, evaluate
+from experiments.judging import evaluate
+from experiments.scores import Evaluation
 from l2f_jax.problems.saved import read_record
 
 

@@ -13,7 +13,8 @@ from experiments.identity import (
     newest_step,
     short_names,
 )
-from experiments.scores import Evaluation, judged
+from experiments.judging import judged
+from experiments.scores import Evaluation
 from l2f_jax import analysis
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.outer import TrainState

@@ -1,4 +1,4 @@
-"""Scores of trained runs on fixed tasks: computed, recorded beside them, read back."""
+"""Scores of a run on fixed tasks: what there is of them, recorded, read back."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.identity import newest_step, read_config
-from experiments.recording import environment, replacing, write_json
-from l2f_jax.checkpoint import Checkpoints
-from l2f_jax.evaluation import (
-    Interval,
-    Predictions,
-    ensemble,
-    interval,
-    paired,
-    quartiles,
-)
-from l2f_jax.problems import Experiment, Score, build
-from l2f_jax.problems.saved import check_data
+from experiments.recording import replacing, write_json
+from l2f_jax.evaluation import Interval, interval, paired, quartiles
+from l2f_jax.problems import Score
 
 START = "start"  # the transformed policy before any update, as a point of adaptation
 
@@ -117,50 +107,6 @@ class Evaluation(NamedTuple):
         return paired(self.by_task(name, point), other.by_task(name, point))
 
 
-def evaluate(
-    run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
-) -> Evaluation:
-    """Evaluate a run's checkpoints, and record the scores.
-
-    Args:
-      run: its directory.
-      split: "test" or "val".
-      tasks: how many fixed tasks; the config's number by default.
-      bank: the data set's folder, if it has moved since training.
-    Raises:
-      ValueError: the run has no checkpoint.
-    """
-    experiment, seed = _built(run, bank)
-    tasks = tasks or experiment.evaluation.test_tasks
-    predictions, steps = _predictions(run, experiment, seed, split, tasks)
-    arrays = {}
-    for name, found in predictions.items():
-        arrays |= _scores(name, experiment, found)
-    evaluation = _evaluation(run, split, experiment, arrays, steps, environment())
-    record(evaluation)
-    return evaluation
-
-
-def judged(
-    run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
-) -> Evaluation:
-    """Read what is recorded of the newest checkpoint; where nothing is, evaluate.
-
-    Arguments as `evaluate`; without `tasks`, any number of recorded ones will do.
-    """
-    found = _recorded(run, split)
-    if found is not None:
-        content, arrays = found
-        number = arrays["last"].shape[1]
-        newest = content["results"]["last"]["steps"] == [newest_step(run)]
-        if newest and tasks in (None, number):
-            experiment, _ = _built(run, bank)
-            steps = {name: r["steps"] for name, r in content["results"].items()}
-            made = {key: content[key] for key in environment()}
-            return _evaluation(run, split, experiment, arrays, steps, made)
-    return evaluate(run, split, tasks, bank)
-
-
 def record(evaluation: Evaluation) -> None:
     """Write evaluation_<split>.json, and every score to evaluation_<split>.npz.
 
@@ -195,96 +141,7 @@ def record(evaluation: Evaluation) -> None:
     write_json(path.with_suffix(".json"), content)
 
 
-def _built(run: Path, bank: str | None) -> tuple[Experiment, int]:
-    config = read_config(run)
-    if bank:
-        if "bank" not in config.get("data", {}):
-            raise ValueError(
-                f"--bank ({bank}): a run of {config.problem} reads no image bank"
-            )
-        config.data.bank = bank
-    experiment = build(config)
-    check_data(run, experiment.facts)
-    return experiment, config.seed
-
-
-def _evaluation(
-    run: Path,
-    split: str,
-    experiment: Experiment,
-    arrays: dict[str, np.ndarray],
-    steps: dict[str, list[int]],
-    made: dict[str, Any],
-) -> Evaluation:
-    training = experiment.points.index(experiment.steps)
-
-    def narrow(name: str, array: np.ndarray) -> np.ndarray:
-        # Older programs judged the best checkpoints after every number of steps, too.
-        wide = not name.startswith("last") and array.shape[-1] > 1
-        return array[:, :, [training]] if wide else array
-
-    arrays = {name: narrow(name, array) for name, array in arrays.items()}
-    return Evaluation(
-        run=run,
-        split=split,
-        score=experiment.score,
-        points=experiment.points,
-        steps=experiment.steps,
-        protocol=experiment.protocol,
-        scores={name: arrays[name] for name in steps},
-        checkpoints=steps,
-        made=made,
-        others={name: x for name, x in arrays.items() if name not in steps},
-    )
-
-
-def _scores(
-    name: str, experiment: Experiment, predictions: Predictions
-) -> dict[str, np.ndarray]:
-    """Return what `record` writes of checkpoints: of each score [seeds, tasks, points].
-
-    That by which they are judged has their name alone.
-    """
-    found = {
-        key: array.reshape(experiment.seeds, -1, array.shape[-1])
-        for key, array in experiment.scores(predictions).items()
-    }
-    judged = found.pop(experiment.score.name)
-    return {name: judged} | {f"{name}/{key}": array for key, array in found.items()}
-
-
-def _predictions(
-    run: Path, experiment: Experiment, seed: int, split: str, tasks: int
-) -> tuple[dict[str, Predictions], dict[str, list[int]]]:
-    like, trained = experiment.init(seed), (experiment.steps,)
-
-    def predict(state: Any, points: tuple[int, ...]) -> Predictions:
-        return experiment.predict(state.meta, state.stats, split, tasks, points=points)
-
-    if not newest_step(run):
-        raise ValueError(f"{run} has no complete checkpoint yet")
-    with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(like)
-        assert restored is not None
-        last = int(restored[0].step)
-        whole = predict(restored[0], experiment.points)
-        chosen, steps = {"last": whole}, {"last": [last]}
-        column = experiment.points.index(experiment.steps)
-        made = {last: whole._replace(outputs=whole.outputs[:, [column]])}
-        best = [step for step, _ in saved.best]
-        for rank, step in enumerate(best):
-            if step not in made:
-                made[step] = predict(saved.restore_best(rank, like)[0], trained)
-        members = [made[step] for step in best]
-    if members:
-        chosen["best"], steps["best"] = members[0], best[:1]
-    if len(members) > 1:
-        name = f"ensemble of {len(members)}"
-        chosen[name], steps[name] = ensemble(members), best
-    return chosen, steps
-
-
-def _recorded(run: Path, split: str) -> tuple[dict, dict[str, np.ndarray]] | None:
+def recorded(run: Path, split: str) -> tuple[dict, dict[str, np.ndarray]] | None:
     """Return what `record` wrote; None if it wrote nothing, or was interrupted."""
     path = run / f"evaluation_{split}.json"
     if not path.exists() or not path.with_suffix(".npz").exists():

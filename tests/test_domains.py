@@ -5,8 +5,8 @@ import pytest
 
 from configs.regression import sinusoid
 from configs.rl import half_cheetah, navigation
+from experiments.judging import evaluate
 from experiments.recording import read_metrics
-from experiments.scores import evaluate
 from experiments.train import train
 from tests.test_train import assert_identical, final_state, finish, two_processes
 

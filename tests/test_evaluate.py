@@ -13,8 +13,8 @@ from experiments import evaluate as program
 from experiments.compare import variants
 from experiments.curves import adaptation
 from experiments.evaluate import show
-from experiments.scores import START, Evaluation, evaluate, judged, record
-from experiments.scores import _recorded as recorded
+from experiments.judging import evaluate, judged
+from experiments.scores import START, Evaluation, record, recorded
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
@@ -106,7 +106,7 @@ def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
 
 def test_what_is_recorded_is_not_computed_again(run, monkeypatch):
     found = evaluate(run, "val", tasks=6)
-    monkeypatch.setattr("experiments.scores.evaluate", lambda *_: pytest.fail("again"))
+    monkeypatch.setattr("experiments.judging.evaluate", lambda *_: pytest.fail("again"))
     for again in (judged(run, "val"), judged(run, "val", tasks=6)):
         arrays = {"scores": {}, "others": {}}
         assert again._replace(**arrays) == found._replace(**arrays, score=again.score)

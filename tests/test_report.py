@@ -20,9 +20,10 @@ from configs.regression import sinusoid
 from configs.rl import navigation
 from experiments import panels, report, setting
 from experiments.identity import check_comparable
+from experiments.judging import evaluate
 from experiments.runs import Run, gammas, judge, last_state, open_runs
 from experiments.samples import hits, samples
-from experiments.scores import Evaluation, evaluate
+from experiments.scores import Evaluation
 from experiments.train import train
 from l2f_jax.data.bank import embedded_icons
 from l2f_jax.problems.saved import read_record

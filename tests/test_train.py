@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from experiments import compare
+from experiments.judging import evaluate
 from experiments.locking import held, lock_of
 from experiments.recording import read_metrics
-from experiments.scores import evaluate
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.writer import write_bank
