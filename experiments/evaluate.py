@@ -2,14 +2,13 @@
 
     python experiments/evaluate.py runs/icons/maml runs/icons/l2f
 
-For each run: the score of its last checkpoint after 0 .. S inner steps (of an
-attenuated policy also before any), and after S that of the best by validation and of
-the ensemble of the best (mean logits; the official code's protocol), each as mean and
-95 % interval over tasks. Several runs are compared task by task with the first.
-Everything is also written to evaluation_<split>.json in each run.
+For each run: its score after 0 .. S inner steps (of an attenuated policy also before
+any), of the last checkpoint, of the best by validation, and of the ensemble of the best
+(mean logits; the official code's protocol), each as mean and 95 % interval over tasks.
+Several runs are compared task by task with the first. Everything is also written to
+evaluation_<split>.json in each run.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -84,9 +83,7 @@ def _check_same_number(records: dict[Path, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = launch.Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument(

@@ -13,7 +13,6 @@ for one of each epoch. Panels 4b and 5b are of the scores that evaluate.py wrote
 it has not judged the newest checkpoint, this does.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -140,9 +139,7 @@ def draw(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = launch.Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--figure", required=True, help=", ".join(FIGURES))
     parser.add_argument("--out", type=Path, help="the picture; by default in RUN")

@@ -15,7 +15,12 @@ from l2f_jax.problems.saved import check_data
 
 
 def evaluate(
-    run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
+    run: Path,
+    split: str = "test",
+    tasks: int | None = None,
+    bank: str | None = None,
+    *,
+    whole: bool = True,
 ) -> Evaluation:
     """Evaluate a run's checkpoints, and record the scores.
 
@@ -24,12 +29,14 @@ def evaluate(
       split: "test" or "val".
       tasks: how many fixed tasks; the config's number by default.
       bank: the data set's folder, if it has moved since training.
+      whole: judge all checkpoints after every number of inner steps. Else only the last
+        one is; the best are after the steps of training, which takes half the time.
     Raises:
       ValueError: the run has no checkpoint.
     """
     experiment, seed = _built(run, bank)
     tasks = tasks or experiment.evaluation.test_tasks
-    predictions, steps = _predictions(run, experiment, seed, split, tasks)
+    predictions, steps = _predictions(run, experiment, seed, split, tasks, whole)
     arrays = {}
     for name, found in predictions.items():
         arrays |= _scores(name, experiment, found)
@@ -43,7 +50,8 @@ def judged(
 ) -> Evaluation:
     """Read what is recorded of the newest checkpoint; where nothing is, evaluate.
 
-    Arguments as `evaluate`; without `tasks`, any number of recorded ones will do.
+    Arguments as `evaluate`, which is not asked for the `whole`; without `tasks`, any
+    number of recorded ones will do.
     """
     found = recorded(run, split)
     if found is not None:
@@ -55,7 +63,7 @@ def judged(
             steps = {name: r["steps"] for name, r in content["results"].items()}
             made = {key: content[key] for key in environment()}
             return _evaluation(run, split, experiment, arrays, steps, made)
-    return evaluate(run, split, tasks, bank)
+    return evaluate(run, split, tasks, bank, whole=False)
 
 
 def _built(run: Path, bank: str | None) -> tuple[Experiment, int]:
@@ -79,14 +87,6 @@ def _evaluation(
     steps: dict[str, list[int]],
     made: dict[str, Any],
 ) -> Evaluation:
-    training = experiment.points.index(experiment.steps)
-
-    def narrow(name: str, array: np.ndarray) -> np.ndarray:
-        # Older programs judged the best checkpoints after every number of steps, too.
-        wide = not name.startswith("last") and array.shape[-1] > 1
-        return array[:, :, [training]] if wide else array
-
-    arrays = {name: narrow(name, array) for name, array in arrays.items()}
     return Evaluation(
         run=run,
         split=split,
@@ -117,9 +117,10 @@ def _scores(
 
 
 def _predictions(
-    run: Path, experiment: Experiment, seed: int, split: str, tasks: int
+    run: Path, experiment: Experiment, seed: int, split: str, tasks: int, whole: bool
 ) -> tuple[dict[str, Predictions], dict[str, list[int]]]:
-    like, trained = experiment.init(seed), (experiment.steps,)
+    like, points = experiment.init(seed), experiment.points
+    of_best = points if whole else (experiment.steps,)
 
     def predict(state: Any, points: tuple[int, ...]) -> Predictions:
         return experiment.predict(state.meta, state.stats, split, tasks, points=points)
@@ -130,14 +131,14 @@ def _predictions(
         restored = saved.restore_latest(like)
         assert restored is not None
         last = int(restored[0].step)
-        whole = predict(restored[0], experiment.points)
-        chosen, steps = {"last": whole}, {"last": [last]}
-        column = experiment.points.index(experiment.steps)
-        made = {last: whole._replace(outputs=whole.outputs[:, [column]])}
+        newest = predict(restored[0], points)
+        chosen, steps = {"last": newest}, {"last": [last]}
+        columns = [points.index(point) for point in of_best]
+        made = {last: newest._replace(outputs=newest.outputs[:, columns])}
         best = [step for step, _ in saved.best]
         for rank, step in enumerate(best):
             if step not in made:
-                made[step] = predict(saved.restore_best(rank, like)[0], trained)
+                made[step] = predict(saved.restore_best(rank, like)[0], of_best)
         members = [made[step] for step in best]
     if members:
         chosen["best"], steps["best"] = members[0], best[:1]

@@ -1,11 +1,13 @@
 """What every entry point does first: flags, devices, and one-line errors."""
 
+import argparse
 import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -43,6 +45,17 @@ def run(main: Callable[[], None]) -> None:
         main()
 
     guard(parsed)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse the options of a program without a config; a mistake is a ValueError."""
+
+    def __init__(self, description: str):
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def guard(main: Callable[[], None]) -> None:

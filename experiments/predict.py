@@ -7,7 +7,6 @@ them. The classes need not be any that the run was trained on. Prints the most p
 classes of every image; --json=FILE writes the probabilities of all.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,7 @@ def show(run: Path, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = launch.Parser(__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="the run directory")
     add("--support", type=Path, required=True, help="a folder of folders of images")

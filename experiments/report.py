@@ -7,7 +7,6 @@ evaluate.py wrote; where it has not judged the newest checkpoint, this does. The
 needs no other file and no network; report.md beside it says the same in Markdown.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -236,9 +235,7 @@ def sample_tasks(runs: Sequence[Run]) -> Block:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = launch.Parser(__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN")
     add("--out", type=Path, default=Path("report.html"), help="the page")

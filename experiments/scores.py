@@ -16,11 +16,9 @@ START = "start"  # the transformed policy before any update, as a point of adapt
 class Evaluation(NamedTuple):
     """Scores of a run, for each way of choosing checkpoints.
 
-    The last checkpoint, "last", is judged after several numbers of inner steps, the
-    best ones after those of training alone, as the official code does.
-
     points: after how many inner steps.  steps: those of training, one of the points.
-    scores: "last" -> [seeds, tasks, points], any other name -> [seeds, tasks, 1].
+    scores: name -> [seeds, tasks, points]; but for "last", of the last checkpoint, they
+      may be of the steps of training alone: [seeds, tasks, 1].
     checkpoints: name -> their iterations.
     made: what the scores were computed with, see `recording.environment`.
     others: "<name>/<score>" -> the experiment's other scores, shaped as `scores`; empty
@@ -57,14 +55,14 @@ class Evaluation(NamedTuple):
 
     def points_of(self, name: str) -> tuple[int, ...]:
         """Return the points after which there are scores of this name."""
-        return self.points if name == "last" else (self.steps,)
+        whole = self.scores[name].shape[-1] == len(self.points)
+        return self.points if whole else (self.steps,)
 
     def has(self, name: str, point: int | str | None) -> bool:
         """Say whether there are such scores, see `at`."""
-        if name not in self.scores:
-            return False
-        known = self.stages if name == "last" else self.points_of(name)
-        return point is None or point in known
+        if point == START:
+            return f"{name}/return_{START}" in self.others
+        return name in self.scores and point in (None, *self.points_of(name))
 
     def at(self, name: str = "last", point: int | str | None = None) -> np.ndarray:
         """Return the scores at one of `stages`, or of training: [seeds, tasks]."""
@@ -110,9 +108,9 @@ class Evaluation(NamedTuple):
 def record(evaluation: Evaluation) -> None:
     """Write evaluation_<split>.json, and every score to evaluation_<split>.npz.
 
-    In the former, `after` has the intervals after each of `inner_steps`, of the best
-    checkpoints after the steps of training alone; `tasks` each task's score after
-    those, and `others` the means of other scores.
+    In the former, `after` has the intervals after each of `inner_steps` (or those of
+    training alone, see `Evaluation.scores`), `tasks` each task's score after the steps
+    of training, and `others` the means of other scores.
     """
     path = evaluation.run / f"evaluation_{evaluation.split}.npz"
     with replacing(path) as partial, partial.open("wb") as file:

@@ -1,6 +1,6 @@
 """The paper's tables: train what is missing, test all on the same tasks, print.
 
-    python experiments/tables.py --table=4 --data=cifar_fs --budget=10000 --run=runs/t
+    python experiments/tables.py --table=4 --data=cifar_fs --budget=10000
     python experiments/tables.py --table=7 --run=runs/table_7 --cells='one_step/*'
 
 Each cell is a run, or one of each seed, in a directory of its own below --run, which
@@ -211,23 +211,44 @@ def chosen_cells(table: str, data: str, pattern: str) -> list[Cell]:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = launch.Parser(__doc__)
     parser.add_argument("--table", required=True, help=", ".join(TABLES))
-    parser.add_argument("--run", required=True, type=Path, help="folder of the runs")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help="folder of the runs; by default runs/DATA or runs/TABLE",
+    )
     parser.add_argument("--data", default="", help="of configs/classification, as NAME")
     parser.add_argument("--bank", help="the data set's folder, if not the config's")
     parser.add_argument("--cells", default="*", help="pattern of the cells to take")
     parser.add_argument("--budget", type=int, help="iterations of a cell's run")
     parser.add_argument("--seeds", type=int, help="runs of each cell")
+    parser.add_argument(
+        "--keep_every", type=int, help="epochs, whose checkpoint is kept for figures"
+    )
     parser.add_argument("--print_only", action="store_true", help="train nothing")
     options = parser.parse_args()
-    for name in ("budget", "seeds"):
+    if options.run is None:
+        options.run = Path("runs") / (options.data or options.table).replace(":", "_")
+    for name in ("budget", "seeds", "keep_every"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} ({value}) must be at least 1")
     return options
+
+
+def adjust(cell: Cell, options: argparse.Namespace) -> None:
+    """Change a cell's config as the command line asks for."""
+    if options.budget is not None:
+        resize(cell.config, options.budget)
+    if options.bank:
+        if "bank" not in cell.config.get("data", {}):
+            raise ValueError(
+                f"--bank ({options.bank}): {cell.name} reads no image bank"
+            )
+        cell.config.data.bank = options.bank
+    if options.keep_every is not None:
+        cell.config.training.keep_every = options.keep_every
 
 
 def main() -> None:
@@ -235,14 +256,7 @@ def main() -> None:
     cells = chosen_cells(options.table, options.data, options.cells)
     runs = {}
     for cell in cells:
-        if options.budget is not None:
-            resize(cell.config, options.budget)
-        if options.bank:
-            if "bank" not in cell.config.get("data", {}):
-                raise ValueError(
-                    f"--bank ({options.bank}): {cell.name} reads no image bank"
-                )
-            cell.config.data.bank = options.bank
+        adjust(cell, options)
         runs[cell.name] = members(cell, options.run, options.seeds)
     training = [cell.config.training for cell in cells]
     tasks = math.gcd(*[section.tasks for section in training])

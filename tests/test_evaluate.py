@@ -30,8 +30,9 @@ def run(tmp_path_factory):
     return path
 
 
-def test_scores_are_of_the_last_the_best_and_the_mean_of_the_best(run):
-    found = evaluate(run, "val", tasks=6)
+@pytest.mark.parametrize("whole", [True, False])
+def test_scores_are_of_the_last_the_best_and_the_mean_of_the_best(run, whole):
+    found = evaluate(run, "val", tasks=6, whole=whole)
     experiment = build(tiny.get_config())
     with Checkpoints(run / "checkpoints", read_only=True) as saved:
         like = experiment.init(0)
@@ -47,11 +48,12 @@ def test_scores_are_of_the_last_the_best_and_the_mean_of_the_best(run):
         return (logits.argmax(-1) == np.asarray(labels)[:, None]).mean(-1)
 
     last, *best = map(predict, [newest, *ranked])
-    trained = [np.asarray(each.outputs)[:, -1:] for each in best]
+    points = slice(None) if whole else slice(-1, None)  # those of training alone
+    best = [np.asarray(each.outputs)[:, points] for each in best]
     expected = {
         "last": accuracy(np.asarray(last.outputs), last.targets),
-        "best": accuracy(trained[0], last.targets),
-        f"ensemble of {len(best)}": accuracy(np.mean(trained, 0), last.targets),
+        "best": accuracy(best[0], last.targets),
+        f"ensemble of {len(best)}": accuracy(np.mean(best, 0), last.targets),
     }
     assert found.scores.keys() == expected.keys()
     for name, scores in expected.items():
@@ -82,19 +84,6 @@ def test_other_scores_are_kept_and_may_be_absent(run):
     assert old.others == {} and old.stages == list(found.points) == found.stages
 
 
-def test_scores_of_the_best_after_every_step_are_read_as_those_of_training(run):
-    """Older programs have recorded them so."""
-    found = evaluate(run, "val", tasks=6)
-    wide = found.scores | {"best": found.scores["last"]}
-    record(found._replace(scores=wide))
-    content = json.loads((run / "evaluation_val.json").read_text())
-    content["results"]["best"]["after"] = content["results"]["last"]["after"]
-    (run / "evaluation_val.json").write_text(json.dumps(content))
-    old = judged(run, "val")
-    np.testing.assert_array_equal(old.scores["best"], found.scores["last"][:, :, -1:])
-    assert old.curve("best") == found.curve()[-1:]
-
-
 def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
     start = np.array([[[7.0, 7.0], [8.0, 8.0]]])
     a = evaluation("a", [[0.0, 2.0], [1.0, 3.0]], points=(0, 1))
@@ -106,7 +95,9 @@ def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
 
 def test_what_is_recorded_is_not_computed_again(run, monkeypatch):
     found = evaluate(run, "val", tasks=6)
-    monkeypatch.setattr("experiments.judging.evaluate", lambda *_: pytest.fail("again"))
+    monkeypatch.setattr(
+        "experiments.judging.evaluate", lambda *_, **__: pytest.fail("again")
+    )
     for again in (judged(run, "val"), judged(run, "val", tasks=6)):
         arrays = {"scores": {}, "others": {}}
         assert again._replace(**arrays) == found._replace(**arrays, score=again.score)
@@ -159,7 +150,7 @@ def test_a_difference_needs_the_same_tasks_and_steps():
     assert a.gap(a, "ensemble of 3") is None and a.gap(a, point=2) is None
 
 
-def test_the_best_are_judged_after_the_steps_of_training_alone():
+def test_the_best_may_be_judged_after_the_steps_of_training_alone():
     a = evaluation("a", [[0.0, 0.25], [0.25, 0.5]], points=(0, 1))
     best = np.array([[[0.5], [1.0]]])
     a = a._replace(

@@ -182,7 +182,7 @@ PAPER = {
         "free_network": 67.84,
         "l2f": 69.38,
     },
-    "5": {"protonet": None, "l2f_prototypes": 68.73, "l2f": 69.48},
+    "5": {"maml": 63.94, "protonet": None, "l2f_prototypes": 68.73, "l2f": 69.48},
     "6": {"maml": 63.94, "affine": 66.22, "unbounded": 67.56, "l2f": 69.38},
 }
 
@@ -229,6 +229,43 @@ def test_a_bank_for_what_reads_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tables.py", *arguments])
     with pytest.raises(ValueError, match="--bank .x.: maml reads no image bank"):
         tables.main()
+
+
+def options(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["tables.py", *arguments])
+    return tables.parsed()
+
+
+def test_runs_have_a_folder_for_the_data_or_the_table(monkeypatch):
+    assert options(monkeypatch, "--table=7").run == Path("runs/7")
+    images = options(monkeypatch, "--table=4", "--data=icons:1shot")
+    assert images.run == Path("runs/icons_1shot")
+    assert options(monkeypatch, "--table=7", "--run=a").run == Path("a")
+
+
+def test_checkpoints_for_figures_are_kept_if_asked(monkeypatch):
+    (cell,) = chosen_cells("4", "icons", "l2f")
+    tables.adjust(cell, options(monkeypatch, "--table=4"))
+    assert cell.config.training.keep_every == 0
+    tables.adjust(cell, options(monkeypatch, "--table=4", "--keep_every=2"))
+    assert cell.config.training.keep_every == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --table"),
+        (
+            ["--table=4", "--budget=many"],
+            "argument --budget: invalid int value: 'many'",
+        ),
+        (["--table=4", "--tabel=4"], "unrecognized arguments: --tabel=4"),
+        (["--table=4", "--keep_every=0"], "--keep_every .0. must be at least 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_a_sentence(monkeypatch, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        options(monkeypatch, *arguments)
 
 
 def test_table_7_has_every_cell_of_the_paper_in_two_settings():
