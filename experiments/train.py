@@ -79,7 +79,7 @@ def train(config: ConfigDict, run: Path) -> bool:
                     experiment, state, step, recorder, interruption, checkpoints
                 )
                 if step == schedule.boundary(step - 1):
-                    score = validate(experiment, state, step, recorder)
+                    score = validate(experiment, state, step, recorder, checkpoints)
                 else:  # interrupted
                     score = None
                 checkpoints.save(step, state, score=score)
@@ -122,17 +122,26 @@ def record(
     for name, x in values.items():
         if not np.isfinite(x).all():
             where = step + int(np.argmin(np.isfinite(x))) + 1
-            good = checkpoints.latest
-            raise FloatingPointError(
-                f"{name} is not finite at step {where}; the last good checkpoint is "
-                + ("none" if good is None else f"step {good}")
-            )
+            raise not_finite(name, where, checkpoints)
     last = step + len(x)
     recorder.log(last, {name: x.mean() for name, x in values.items()})
 
 
+def not_finite(name: str, step: int, checkpoints: Checkpoints) -> FloatingPointError:
+    """Return the error that says where a run stops, and what is left of it."""
+    good = checkpoints.latest
+    left = "none" if good is None else f"step {good}"
+    return FloatingPointError(
+        f"{name} is not finite at step {step}; the last good checkpoint is {left}"
+    )
+
+
 def validate(
-    experiment: Experiment, state: TrainState, step: int, recorder: Recorder
+    experiment: Experiment,
+    state: TrainState,
+    step: int,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
 ) -> float:
     """Rank the state by the fixed validation tasks after the last inner step."""
     predictions = experiment.predict(
@@ -147,7 +156,10 @@ def validate(
     recorder.log(step, {f"validation/{k}": v.mean for k, v in scores.items()})
     shown = ", ".join(f"{k} {v.mean:.4f} +- {v.half:.4f}" for k, v in scores.items())
     recorder.say(f"step {step}: validation {shown}; {recorder.time_left(step)} left")
-    return experiment.score.rank(found[experiment.score.name])
+    rank = experiment.score.rank(found[experiment.score.name])
+    if not np.isfinite(rank):
+        raise not_finite(f"validation/{experiment.score.name}", step, checkpoints)
+    return rank
 
 
 def check_split(

@@ -8,6 +8,7 @@ from configs.rl import half_cheetah, navigation
 from experiments.judging import evaluate
 from experiments.recording import read_metrics
 from experiments.train import train
+from l2f_jax.problems import build
 from tests.test_train import assert_identical, final_state, finish, two_processes
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
@@ -121,6 +122,20 @@ def test_scores_are_of_every_seed_task_and_point(domain, uninterrupted):
     assert found.scores.keys() == {"last", "best"}
     for scores in found.scores.values():
         assert scores.shape == (seeds, 3, 2) and np.isfinite(scores).all()
+
+
+def test_a_validation_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    config = small_sinusoid()
+    whole = build(config)
+
+    def scores(predictions):
+        return {name: x * np.nan for name, x in whole.scores(predictions).items()}
+
+    broken = whole._replace(scores=scores)
+    monkeypatch.setattr("experiments.train.build", lambda _: broken)
+    said = "validation/mse is not finite at step 2; the last good checkpoint is none"
+    with pytest.raises(FloatingPointError, match=said):
+        train(config, tmp_path / "run")
 
 
 # The half-cheetah is searched for as navigation is, and MuJoCo logs such numbers.

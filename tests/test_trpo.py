@@ -29,6 +29,7 @@ from l2f_jax.rl.trpo import (
     conjugate_gradient,
     fisher_product,
     gamma_metrics,
+    line_search,
     make_update,
     trust_region_step,
 )
@@ -202,29 +203,82 @@ def test_first_order_changes_the_gradient_and_not_the_policies(key):
     assert np.linalg.norm(cheap - full) > 0.01 * np.linalg.norm(full) > 0
 
 
-@pytest.mark.parametrize("max_kl", [0.0, 0.05])
-def test_a_step_stays_within_its_bound_and_lowers_the_surrogate(key, max_kl):
+@pytest.fixture(scope="module")
+def stepping():
+    """Return (meta, data, step), step(meta, data) being one in a region of 0.05."""
     learner = agent()
-    meta, data = gather(learner, key)
-    last = jax.tree.map(lambda x: x[:, -1], data)
-
-    def policies(meta):
-        return adapted_policies(learner, SMALL, meta, data, steps=1)
+    meta, data = gather(learner, jax.random.key(0))
 
     @jax.jit
-    def step(meta):
-        return trust_region_step(policies, meta, last, TrustRegion(max_kl))
+    def step(meta, data):
+        def policies(meta):
+            return adapted_policies(learner, SMALL, meta, data, steps=1)
 
-    new, metrics = step(meta)
-    each = jax.vmap(divergence)(policies(meta), policies(new)) * last.mask
-    distance = (each.sum((1, 2)) / last.mask.sum((1, 2))).mean()
-    assert distance <= max_kl * 1.01
-    if max_kl:
-        assert metrics["outer/accepted"] == 1
-        assert metrics["outer/improvement"] > 0
-        np.testing.assert_allclose(metrics["outer/kl"], distance, rtol=1e-2)
-    else:
-        jax.tree.map(np.testing.assert_array_equal, new, meta)
+        last = jax.tree.map(lambda x: x[:, -1], data)
+        new, metrics = trust_region_step(policies, meta, last, TrustRegion(0.05))
+        each = jax.vmap(divergence)(policies(meta), policies(new)) * last.mask
+        distance = (each.sum((1, 2)) / last.mask.sum((1, 2))).mean()
+        return new, metrics, distance
+
+    return meta, data, step
+
+
+def test_a_step_stays_within_its_bound_and_lowers_the_surrogate(stepping):
+    meta, data, step = stepping
+    _, metrics, distance = step(meta, data)
+    assert distance <= 0.05 * 1.01
+    assert metrics["outer/accepted"] == 1 and metrics["outer/backtracks"] > 0
+    assert metrics["outer/improvement"] > 0
+    np.testing.assert_allclose(metrics["outer/kl"], distance, rtol=1e-2)
+
+
+def test_what_follows_the_end_of_an_episode_counts_nowhere(stepping):
+    """Neither inside, nor in the surrogate, the divergence or the Fisher product."""
+    meta, data, step = stepping
+    data = data._replace(mask=data.mask.at[..., 3:].set(0.0))
+    other = data._replace(
+        observations=data.observations.at[..., 3:, :].add(5.0),
+        actions=data.actions.at[..., 3:, :].add(0.5),
+        advantages=data.advantages.at[..., 3:].add(-2.0),
+    )
+    (one, seen, _), (two, again, _) = step(meta, data), step(meta, other)
+    assert seen["outer/accepted"] == 1
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, (one, seen), (two, again))
+
+
+def test_a_step_that_is_no_number_is_not_taken(stepping):
+    meta, data, step = stepping
+    broken = data._replace(advantages=data.advantages.at[0, -1, 0, 0].set(jnp.nan))
+    new, metrics, _ = step(meta, broken)
+    jax.tree.map(np.testing.assert_array_equal, new, meta)
+    nothing = {f"outer/{name}": 0.0 for name in ("improvement", "kl", "accepted")}
+    assert {name: metrics[name] for name in nothing} == nothing
+
+
+@pytest.mark.parametrize(
+    ("loss", "max_kl", "backtracks", "accepted"),
+    [
+        (lambda x: (x - 1) ** 2, 9.0, 0, True),  # from 5 to 1
+        (lambda x: (x - 3) ** 2, 9.0, 1, True),  # 1 is as bad as 5
+        (lambda x: (x - 1) ** 2, 1.0, 2, True),  # no farther than 1
+        (lambda x: -x, 9.0, 3, False),  # every step is worse
+        (lambda x: x, 0.4, 3, False),  # and too long, the last by 0.1
+        (lambda x: x * jnp.where(x < 5, jnp.nan, 1.0), 9.0, 3, False),
+    ],
+)
+def test_a_step_is_shortened_until_it_is_good(loss, max_kl, backtracks, accepted):
+    """From 5 by 4 or its halves, the distance being |x - 5|."""
+    start = jnp.asarray([5.0])
+    last, good = line_search(
+        lambda x: (loss(x)[0], abs(x - start)[0]),
+        start,
+        jnp.asarray([4.0]),
+        loss(start)[0],
+        TrustRegion(max_kl, backtracks=3, shrink=0.5),
+    )
+    assert (last.backtracks, good) == (backtracks, accepted)
+    assert last.params == 5 - 4 * 0.5**backtracks
 
 
 def test_gammas_by_hand():
