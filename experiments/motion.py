@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.frames import frames
 from experiments.plots import Numbers
 from experiments.runs import Run, last_state
 from l2f_jax.data.episodes import episode_keys
@@ -24,8 +25,9 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
     """Follow policies of the last checkpoint in the first `TASKS` test tasks.
 
     In navigation, tasks: the goal and `PATHS` trajectories of positions before and
-    after the trained number of updates. Of a half-cheetah, tasks: the goal, and `POSES`
-    poses of one trajectory after them: a list of its limbs' ends (x, z, x, z) in m.
+    after the trained number of updates. Of a half-cheetah, tasks: the goal, and of one
+    trajectory after them `POSES` positions [9] (m, rad), and as many poses: a list of
+    its limbs' ends (x, z, x, z) in m.
     """
     del tasks
     sections = dict(run.config)
@@ -61,7 +63,7 @@ def motion(run: Run, tasks: int) -> dict[str, Any]:
             for b, a in zip(before, after, strict=True)
         ]
     else:
-        found = [{"poses": _poses(a[0], env["variant"])} for a in after]
+        found = [_poses(a[0], env["variant"]) for a in after]
     return {
         "tasks": [
             {"goal": goal.tolist(), **task}
@@ -75,8 +77,8 @@ def _trimmed(trajectories: np.ndarray) -> list[list]:
     return [path for path in kept if path]  # those that count
 
 
-def _poses(observations: np.ndarray, variant: str) -> list[list]:
-    """Return the limbs of a half-cheetah that saw observations [horizon, ...].
+def _poses(observations: np.ndarray, variant: str) -> dict[str, list]:
+    """Return positions and limbs of a half-cheetah that saw observations [H, ...].
 
     It sees all of its position but x, which is the sum of its velocities here: exact
     where a step is one of the physics ("maml"), to centimetres where it is five.
@@ -97,20 +99,55 @@ def _poses(observations: np.ndarray, variant: str) -> list[list]:
         ends = [data.geom_xpos[limbs] + sign * half for sign in (-1, 1)]
         return np.concatenate([end[:, ::2] for end in ends], axis=1).tolist()
 
-    chosen = np.linspace(0, len(qpos) - 1, POSES).round().astype(int)
-    return [pose(qpos[i]) for i in chosen]
+    chosen = qpos[np.linspace(0, len(qpos) - 1, POSES).round().astype(int)]
+    return {"positions": chosen.tolist(), "poses": [pose(q) for q in chosen]}
 
 
 def draw_motion(runs: Numbers, axes: plt.Axes) -> None:
-    """Draw what each policy did, in the colour of its run."""
-    for i, (run, n) in enumerate(runs.items()):
-        axes.plot([], [], f"C{i}-", label=run)
-        for row, task in enumerate(n["tasks"]):
-            if "poses" in task:
-                _draw_poses(task, 2.5 * (row * len(runs) + i), f"C{i}", axes)
-            else:
-                _draw_paths(task, f"C{i}", axes)
+    """Draw what each policy did, in the colour of its run.
+
+    A robot as MuJoCo renders it, a strip for each task and run; else its limbs.
+    """
+    tasks = zip(*(n["tasks"] for n in runs.values()), strict=True)
+    found = [
+        (run, task) for each in tasks for run, task in zip(runs, each, strict=True)
+    ]
+    shown = [task["positions"][::2] for _, task in found if "poses" in task]
+    pictures = frames(np.concatenate(shown)) if shown else None
+    colours = {run: f"C{i}" for i, run in enumerate(runs)}
+    if pictures is not None:
+        strips = pictures.reshape(len(found), -1, *pictures.shape[1:])
+        _draw_strips(found, strips, colours, axes)
+        return
+    for run, colour in colours.items():
+        axes.plot([], [], "-", color=colour, label=run)
+    for place, (run, task) in enumerate(found):
+        if "poses" in task:
+            _draw_poses(task, 2.5 * place, colours[run], axes)
+        else:
+            _draw_paths(task, colours[run], axes)
     axes.legend(frameon=False)
+
+
+def _draw_strips(
+    found: list[tuple[str, dict[str, Any]]],
+    strips: np.ndarray,
+    colours: dict[str, str],
+    axes: plt.Axes,
+) -> None:
+    """Draw a row of pictures [n, h, w, 3] for each task, those of the first on top."""
+    _, pictures, height, width, _ = strips.shape
+    drawn = zip(found, strips, strict=True)
+    for place, ((run, task), strip) in enumerate(drawn):
+        top = 1.3 * height * place
+        extent = (0, width * pictures, top + height, top)
+        axes.imshow(np.concatenate(list(strip), axis=1), extent=extent)
+        end = task["positions"][-1][0]
+        text = f"{run}: goal {task['goal'][0]:.1f}, ends at {end:.1f} m"
+        axes.annotate(text, (0, top - 0.05 * height), color=colours[run], size="small")
+    limits = 1.3 * height * len(found) - 0.3 * height, -0.3 * height
+    axes.set(xlim=(0, width * pictures), ylim=limits, xticks=[], yticks=[])
+    axes.grid(False)
 
 
 def _draw_paths(task: dict[str, Any], colour: str, axes: plt.Axes) -> None:

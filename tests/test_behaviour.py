@@ -7,6 +7,7 @@ from configs.regression import sinusoid
 from configs.rl import half_cheetah, navigation
 from experiments import behaviour, motion, plots
 from experiments.figures import FIGURES
+from experiments.frames import SIZE, frames
 from experiments.runs import last_state, open_runs
 from experiments.train import claim
 from l2f_jax.checkpoint import Checkpoints
@@ -127,7 +128,7 @@ def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["maml", "gym"])
-def test_poses_are_of_a_body_that_falls_on_its_feet(variant, tmp_path):
+def test_poses_are_of_a_body_that_falls_on_its_feet(variant, tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
     config = half_cheetah.get_config("maml,direction")
     config.model.hidden, config.env.horizon = (3,), 20
@@ -140,5 +141,34 @@ def test_poses_are_of_a_body_that_falls_on_its_feet(variant, tmp_path):
     # The torso is a metre long; no limb changes its length, or sinks into the floor.
     np.testing.assert_allclose(lengths, lengths[:1].repeat(len(lengths), 0), atol=1e-4)
     assert abs(lengths.max() - 1.0) < 1e-4 and limbs[..., 1].min() > -0.02
+    positions = np.array([task["positions"] for task in n["tasks"]])
+    assert positions.shape == (motion.TASKS, motion.POSES, 9)
     expected = motion.TASKS * (motion.POSES * 8 + 1) + 1
+    monkeypatch.setattr(motion, "frames", lambda _: None)
     assert drawn(motion.draw_motion, n, tmp_path / "a.png") == expected
+
+    def pictures(shown):
+        return np.repeat(shown[:, :1, None, None], 3, 3).astype(np.uint8)
+
+    monkeypatch.setattr(motion, "frames", pictures)
+    with plots.grid(1, tmp_path / "b.png") as (axes,):
+        motion.draw_motion({"a": n}, axes)
+    strips = [image.get_array()[0, :, 0] for image in axes.images]
+    every_second = positions[:, ::2, 0].astype(np.uint8)
+    np.testing.assert_array_equal(strips, every_second)
+
+
+def test_frames_show_a_robot_that_the_camera_follows(monkeypatch):
+    pytest.importorskip("mujoco")
+    positions = np.zeros((3, 9))
+    positions[1, 0], positions[2, 2] = 40.0, 1.0  # far away; on its nose
+    found = frames(positions)
+    if found is None:
+        pytest.skip("MuJoCo cannot draw here")
+    assert found.shape == (3, *SIZE, 3)
+    red, _, blue = np.moveaxis(found.astype(int), -1, 0)
+    where = red > blue + 40  # a robot of copper before grey and green
+    assert (where[0] & where[1]).sum() > 0.9 * where[0].sum() > 100
+    assert (where[0] & where[2]).sum() < 0.5 * where[0].sum()
+    monkeypatch.setenv("MUJOCO_GL", "nothing")
+    assert frames(positions) is None
