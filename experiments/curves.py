@@ -35,6 +35,29 @@ def draw_learning(runs: Numbers, axes: plt.Axes, *, score: Score) -> None:
     axes.set(ylabel=f"validation {label(score)}{mean}", yscale=_axis(score))
 
 
+def attenuation(run: Path) -> dict[str, list]:
+    """Read the gammas that a policy search recorded while it trained, if it has any.
+
+    gamma: mean over tensors and tasks.  deviation: standard, over tasks.
+    """
+    records = [r for r in read_metrics(run) if "transform/gamma" in r]
+    return {
+        "step": [r["step"] for r in records],
+        "gamma": [r["transform/gamma"] for r in records],
+        "deviation": [r["transform/gamma_deviation"] for r in records],
+    }
+
+
+def draw_attenuation(runs: Numbers, axes: plt.Axes) -> None:
+    """Draw mean gammas against the meta-iteration, and within their deviation."""
+    over_training(runs, "gamma", axes)
+    for line, n in zip(axes.get_lines(), runs.values(), strict=True):
+        mean, width = np.array(n["gamma"]), np.array(n["deviation"])
+        shade = {"color": line.get_color(), "alpha": 0.2}
+        axes.fill_between(n["step"], mean - width, mean + width, **shade)
+    axes.set(ylabel="gamma")
+
+
 def adaptation(e: Evaluation) -> dict[str, Any]:
     """Return the last checkpoints' score after each number of inner steps, `point`.
 

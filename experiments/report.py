@@ -55,6 +55,9 @@ def sections(
     }
     if found:
         yield Section("Gammas", list(attenuation(found, split)))
+    trained = {run.name: curves.attenuation(run.path) for run in runs}
+    if any(numbers["step"] for numbers in trained.values()):
+        yield Section("Gammas", [attenuation_in_training(trained)])
     if runs[0].config["problem"] == "classification":
         adapting = [run for run in runs if run.config["learner"]["name"] != "protonet"]
         if adapting:
@@ -156,6 +159,26 @@ def attenuation(
         [p, *(_spread(tensors.get(p)) for tensors in found.values())] for p in paths
     ]
     yield Table(["mean (least .. most)", *found], rows)
+
+
+def attenuation_in_training(trained: Mapping[str, dict[str, list]]) -> Block:
+    """Show the gammas of policy searches: run -> numbers of `curves.attenuation`."""
+    found = {name: numbers for name, numbers in trained.items() if numbers["step"]}
+    last = ", ".join(
+        f"{name} {n['gamma'][-1]:.4f} with {n['deviation'][-1]:.1e}"
+        for name, n in found.items()
+    )
+    with page.drawing():
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        axes = figure.subplots()
+        curves.draw_attenuation(found, axes)
+        plots.plain(axes)
+        return page.picture(
+            "gammas",
+            figure,
+            "Mean gamma of the tensors during training; shaded is its standard "
+            f"deviation over the tasks. At last: {last}.",
+        )
 
 
 def conflict(runs: Sequence[Run]) -> Iterator[Block]:

@@ -1,11 +1,13 @@
 """Figures 4 and 5: fits, errors, returns, paths and poses of toy runs."""
 
+import json
+
 import numpy as np
 import pytest
 
 from configs.regression import sinusoid
 from configs.rl import half_cheetah, navigation
-from experiments import behaviour, motion, plots
+from experiments import behaviour, curves, motion, plots
 from experiments.figures import FIGURES
 from experiments.frames import SIZE, frames
 from experiments.runs import last_state, open_runs
@@ -111,6 +113,18 @@ def test_returns_and_learning_are_those_of_the_run(walk, tmp_path):
     found = behaviour.learning(walk, 3)
     assert found == {"step": [10], "return": [-3.5]}
     assert drawn(FIGURES["5a"].draw, found, tmp_path / "b.png") == 1
+
+
+def test_gammas_of_training_are_drawn_within_their_deviation(tmp_path):
+    rows = [{"step": 10, "transform/gamma": 0.5, "transform/gamma_deviation": 0.1}]
+    rows += [{"step": 10, "validation/return": 1.0}, {**rows[0], "step": 20}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    found = curves.attenuation(tmp_path)
+    assert found == {"step": [10, 20], "gamma": [0.5] * 2, "deviation": [0.1] * 2}
+    with plots.grid(1, tmp_path / "a.png") as (axes,):
+        curves.draw_attenuation({"a": found}, axes)
+        (band,) = [shade.get_datalim(axes.transData) for shade in axes.collections]
+    np.testing.assert_allclose(band.get_points(), [[10, 0.4], [20, 0.6]])
 
 
 def test_paths_begin_at_the_start_and_move_a_step_at_a_time(walk, tmp_path):

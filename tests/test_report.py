@@ -307,15 +307,18 @@ def walks():
     return config
 
 
-@pytest.mark.parametrize("config", [waves, pytest.param(walks, marks=pytest.mark.slow)])
-def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config):
-    config = config()
+@pytest.mark.parametrize(
+    "config_of", [waves, pytest.param(walks, marks=pytest.mark.slow)]
+)
+def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config_of):
+    config = config_of()
     config.model.hidden = (4,)
     config.evaluation.update({"validation_tasks": 3, "test_tasks": 5})
     run = trained(tmp_path / "run", config)
     written([run], tmp_path / "page.html")
     page = ElementTree.fromstring((tmp_path / "page.html").read_text("utf-8"))
-    parts = ["Runs", "Test scores", "Curves", "Sample tasks", "Environment"]
+    gammas = ["Gammas"] if config_of is walks else []
+    parts = ["Runs", "Test scores", "Curves", *gammas, "Sample tasks", "Environment"]
     assert [h.text for h in page.iter("h2")] == parts
     assert "not chosen ones" in [f.text for f in page.iter("figcaption")][-1]
     content = evaluation(run)
