@@ -8,6 +8,8 @@ import pytest
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import max_pool
 from l2f_jax.models.norm import Norm, init_norm, normalise, normalise_and_pool
+from l2f_jax.models.resnet12 import resnet12
+from l2f_jax.problems.classification import PROTOCOLS
 
 
 def column(*values):
@@ -95,9 +97,13 @@ def test_per_step_running_statistics_move_one_step_only():
     np.testing.assert_allclose(stats["norm/mean"], [[0.0], [0.2]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "inductive"), [("support", True), ("batch", False)])
-def test_prediction_of_one_query_and_the_other_queries(mode, inductive, key):
-    model = conv4(2, filters=3, stages=2, norm=Norm(mode))
+@pytest.mark.parametrize("network", ["conv4", "resnet12"])
+@pytest.mark.parametrize("mode", PROTOCOLS)
+def test_prediction_of_one_query_and_the_other_queries(mode, network, key):
+    """What the report of an evaluation calls inductive does not depend on them."""
+    sizes = {"conv4": {"filters": 3, "stages": 2}, "resnet12": {"widths": (2,) * 4}}
+    models = {"conv4": conv4, "resnet12": resnet12}
+    model = models[network](2, norm=Norm(mode), **sizes[network])
     support, query, other = jax.random.normal(key, (3, 4, 8, 8, 1))
     params, stats = model.init(key, support)
     _, stats = model.apply(params, stats, support, phase="support")
@@ -107,7 +113,7 @@ def test_prediction_of_one_query_and_the_other_queries(mode, inductive, key):
 
     changed = query.at[1:].set(other[1:])
     same = np.array_equal(first(query), first(changed))
-    assert same == inductive
+    assert same == PROTOCOLS[mode].startswith("inductive")
 
 
 @pytest.mark.parametrize("layer", [normalise, normalise_and_pool])
