@@ -36,7 +36,8 @@ SAMPLES = {
         "5c",
         "Policies in the first test tasks, not chosen ones. In a plane: paths before "
         "adaptation (dotted) and after the updates of training, and the goals (stars). "
-        "Of a robot: poses of one trajectory after them, the later the darker.",
+        "Of a robot: frames of one trajectory after them, in order; or its limbs, the "
+        "later the darker.",
     ),
 }
 
