@@ -130,7 +130,7 @@ def embeddings(data: str) -> Iterator[Cell]:
     """Table 5: gammas from the prototypes of a trained ProtoNet, or gradients."""
     yield maml(data)
     network = images(data, "protonet")
-    yield Cell("protonet", network, "maml", {})
+    yield Cell("protonet", network, "", {})
     # The name of a cell, whose run of the same seed is meant.
     config = ablated(data, "l2f", "transform", prototypes="protonet")
     yield _cell("l2f_prototypes", config, "l2f", 68.73)

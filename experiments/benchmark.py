@@ -1,7 +1,7 @@
 """Measure a config's training step: time, arithmetic, memory; also against a peer.
 
     python experiments/benchmark.py --config=configs/classification/icons.py
-    python experiments/benchmark.py --config=... --peer="python peer.py --repeats 3"
+    python experiments/benchmark.py --config=... --peer="python experiments/peer.py ..."
     python experiments/benchmark.py --config=... --sweep=training.tasks:1,2,4,8
     python experiments/benchmark.py --config=... --synthetic=84x84x3 --orders
 

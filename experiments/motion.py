@@ -147,7 +147,6 @@ def _draw_strips(
         axes.annotate(text, (0, top - 0.05 * height), color=colours[run], size="small")
     limits = 1.3 * height * len(found) - 0.3 * height, -0.3 * height
     axes.set(xlim=(0, width * pictures), ylim=limits, xticks=[], yticks=[])
-    axes.grid(False)
 
 
 def _draw_paths(task: dict[str, Any], colour: str, axes: plt.Axes) -> None:

@@ -1,7 +1,8 @@
 """Eager PyTorch MAML and L2F: the peer that `benchmark.py` times in turn.
 
     python experiments/benchmark.py --config=configs/regression/sinusoid.py:l2f,k10 \\
-        --config.training.seeds=1 --peer="python experiments/peer.py sinusoids"
+        --config.training.seeds=1 \\
+        --peer="python experiments/peer.py sinusoids --threads=2"
     python experiments/benchmark.py --synthetic=84x84x3 \\
         --config=configs/classification/miniimagenet.py:l2f,5shot \\
         --peer="python experiments/peer.py images --threads=2"
@@ -140,12 +141,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--method", choices=("maml", "l2f"), default="l2f")
     parser.add_argument("--order", type=int, choices=(1, 2), default=2)
     for name in DEFAULTS["images"]:
-        parser.add_argument(f"--{name}", type=int, help="by default the config's")
+        parser.add_argument(f"--{name}", type=int)
     sizes = {"ways": 5, "queries": 15, "size": 84, "channels": 3, "filters": 48}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="of images")
     parser.add_argument("--device", default="cpu", help="of images")
     options = parser.parse_args()
+    if options.problem == "sinusoids" and options.device != "cpu":
+        parser.error("--device is of images")
     for name, default in DEFAULTS[options.problem].items():
         if getattr(options, name) is None:
             setattr(options, name, default)
@@ -164,7 +167,6 @@ def main() -> None:
         generator = attenuator(len(problem.params)).to(options.device)
         learned += generator.parameters()
     optimiser = torch.optim.Adam(learned, 1e-3)
-    on_device = options.device != "cpu"
 
     def meta_iteration() -> None:
         optimiser.zero_grad()
@@ -174,7 +176,7 @@ def main() -> None:
         ]
         torch.stack(losses).mean().backward()
         optimiser.step()
-        if on_device:
+        if options.device.startswith("cuda"):
             torch.cuda.synchronize()
 
     meta_iteration()

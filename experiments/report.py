@@ -164,15 +164,15 @@ def attenuation(
 
 def attenuation_in_training(trained: Mapping[str, dict[str, list]]) -> Block:
     """Show the gammas of policy searches: run -> numbers of `curves.attenuation`."""
-    found = {name: numbers for name, numbers in trained.items() if numbers["step"]}
     last = ", ".join(
         f"{name} {n['gamma'][-1]:.4f} with {n['deviation'][-1]:.1e}"
-        for name, n in found.items()
+        for name, n in trained.items()
+        if n["step"]
     )
     with page.drawing():
         figure = Figure(figsize=(8, 2.8), layout="constrained")
         axes = figure.subplots()
-        curves.draw_attenuation(found, axes)
+        curves.draw_attenuation(trained, axes)  # all, for their colours
         plots.plain(axes)
         return page.picture(
             "gammas",

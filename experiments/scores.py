@@ -55,8 +55,7 @@ class Evaluation(NamedTuple):
 
     def points_of(self, name: str) -> tuple[int, ...]:
         """Return the points after which there are scores of this name."""
-        whole = self.scores[name].shape[-1] == len(self.points)
-        return self.points if whole else (self.steps,)
+        return self.points if self.scores[name].shape[-1] > 1 else (self.steps,)
 
     def has(self, name: str, point: int | str | None) -> bool:
         """Say whether there are such scores, see `at`."""

@@ -6,8 +6,9 @@
 Each cell is a run, or one of each seed, in a directory of its own below --run, which
 goes on where it was interrupted; tables that share --run share their cells. Started
 several times at once, on one machine, the programs take turns: each trains a cell that
-no other has. --cells trains and prints some of them, and --print_only trains none. The
-whole table also goes to table_<name>.md and .json there.
+no other has. Without --run they are below runs/tables. --cells trains and prints some
+of them, and --print_only trains none. The whole table also goes to table_<name>.md and
+.json there.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
 
     Of attenuated policies also before any, as "start".
 
-    last, ensemble: of these checkpoints,
+    last, ensemble: of these checkpoints, the latter after the steps of training alone,
       mean, half: over tasks, of the mean over seeds.  seeds: each seed's mean.
       median, diverged: of errors, over tasks and seeds; the latter a share.
       difference: (mean, half) from the other cell, on the same tasks.
@@ -213,23 +214,21 @@ def chosen_cells(table: str, data: str, pattern: str) -> list[Cell]:
 def parsed() -> argparse.Namespace:
     parser = launch.Parser(__doc__)
     parser.add_argument("--table", required=True, help=", ".join(TABLES))
-    parser.add_argument(
-        "--run",
-        type=Path,
-        help="folder of the runs; by default runs/DATA or runs/TABLE",
-    )
+    parser.add_argument("--run", type=Path, help="folder of the runs")
     parser.add_argument("--data", default="", help="of configs/classification, as NAME")
     parser.add_argument("--bank", help="the data set's folder, if not the config's")
     parser.add_argument("--cells", default="*", help="pattern of the cells to take")
     parser.add_argument("--budget", type=int, help="iterations of a cell's run")
     parser.add_argument("--seeds", type=int, help="runs of each cell")
     parser.add_argument(
-        "--keep_every", type=int, help="epochs, whose checkpoint is kept for figures"
+        "--keep_every", type=int, help="keep the checkpoint of every n-th epoch"
     )
     parser.add_argument("--print_only", action="store_true", help="train nothing")
     options = parser.parse_args()
     if options.run is None:
-        options.run = Path("runs") / (options.data or options.table).replace(":", "_")
+        table = TABLES.get(options.table)
+        data = options.data or (table.data if table else "")
+        options.run = Path("runs/tables") / (data or options.table).replace(":", "_")
     for name in ("budget", "seeds", "keep_every"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -59,7 +59,7 @@ def train(config: ConfigDict, run: Path) -> bool:
 
     Returns whether the run is complete; False after an interruption, with the state
     saved. Raises ValueError for a bad config, or a directory of another run, and
-    FloatingPointError when the loss is not finite.
+    FloatingPointError when the loss or the validation score is not finite.
     """
     experiment = build(config)
     check_split(config, experiment, "val", "validate on")

@@ -162,14 +162,20 @@ def test_poses_are_of_a_body_that_falls_on_its_feet(variant, tmp_path, monkeypat
     assert drawn(motion.draw_motion, n, tmp_path / "a.png") == expected
 
     def pictures(shown):
-        return np.repeat(shown[:, :1, None, None], 3, 3).astype(np.uint8)
+        seen.append(shown)
+        numbers = np.arange(len(shown), dtype=np.uint8)
+        return np.tile(numbers[:, None, None, None], (1, 1, 1, 3))
 
+    seen = []
     monkeypatch.setattr(motion, "frames", pictures)
     with plots.grid(1, tmp_path / "b.png") as (axes,):
-        motion.draw_motion({"a": n}, axes)
+        motion.draw_motion({"a": n, "b": n}, axes)
+    every_second = positions[:, ::2].repeat(2, axis=0)  # of both runs, task by task
+    np.testing.assert_array_equal(seen[0], every_second.reshape(-1, 9))
     strips = [image.get_array()[0, :, 0] for image in axes.images]
-    every_second = positions[:, ::2, 0].astype(np.uint8)
-    np.testing.assert_array_equal(strips, every_second)
+    np.testing.assert_array_equal(np.concatenate(strips), np.arange(len(seen[0])))
+    names = [text.get_text().partition(":")[0] for text in axes.texts]
+    assert names == ["a", "b"] * motion.TASKS
 
 
 def test_frames_show_a_robot_that_the_camera_follows(monkeypatch):

@@ -237,9 +237,11 @@ def options(monkeypatch, *arguments):
 
 
 def test_runs_have_a_folder_for_the_data_or_the_table(monkeypatch):
-    assert options(monkeypatch, "--table=7").run == Path("runs/7")
+    assert options(monkeypatch, "--table=7").run == Path("runs/tables/7")
     images = options(monkeypatch, "--table=4", "--data=icons:1shot")
-    assert images.run == Path("runs/icons_1shot")
+    assert images.run == Path("runs/tables/icons_1shot")
+    folders = [options(monkeypatch, f"--table={table}").run for table in "34"]
+    assert folders == [Path("runs/tables/mini-ImageNet")] * 2  # they share cells
     assert options(monkeypatch, "--table=7", "--run=a").run == Path("a")
 
 

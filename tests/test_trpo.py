@@ -281,6 +281,16 @@ def test_a_step_is_shortened_until_it_is_good(loss, max_kl, backtracks, accepted
     assert last.params == 5 - 4 * 0.5**backtracks
 
 
+def test_no_step_is_no_improvement():
+    """As of a bound of 0, by which the policies are that nothing trains."""
+    flat = jnp.asarray([5.0])
+    region = TrustRegion(0.0, backtracks=3)
+    _, good = line_search(
+        lambda x: (x[0], jnp.zeros(())), flat, 0 * flat, flat[0], region
+    )
+    assert not good
+
+
 def test_gammas_by_hand():
     """A tensor's gammas are 1 and 3 in two tasks, the two of another's 2 in both."""
 
