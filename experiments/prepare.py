@@ -37,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = open_source(args.source, args.input, split=args.split, seed=args.seed)
         for note in source.notes:
             print(note)
-        with _progress(source.total) as advance:
+        with _progress(source.total) as show, _interruptible() as check:
+
+            def advance(name: str) -> None:
+                show(name)
+                check()
+
             pack_bank(
                 source,
                 args.output,
@@ -130,11 +135,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stop(signum: int, frame: object) -> None:
-    """Let a termination clean up as Ctrl-C does."""
-    raise KeyboardInterrupt
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Raise KeyboardInterrupt at SIGINT, and at SIGTERM to clean up as well.
+
+    Yields a function that raises it once more: Python drops what is raised while an
+    object is finalised.
+    """
+    received, numbers = [], (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -151,6 +151,31 @@ def test_counts_of_the_published_sets_are_spelt_out():
     assert "and 20 more" in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_python_drops_is_noticed(tmp_path, monkeypatch, number):
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            for _ in range(10_000):  # in one of these it is raised
+                pass
+
+    packed = []
+
+    def pack(source, output, *, advance, **options):
+        for name in "abc":
+            if name == "b":
+                Finalised()
+            packed.append(name)
+            advance(name)
+
+    photos(tmp_path / "photos")
+    monkeypatch.setattr(prepare, "pack_bank", pack)
+    before = signal.getsignal(number)
+    assert run("folders", tmp_path / "photos", tmp_path / "bank") == 130
+    assert packed == ["a", "b"] and signal.getsignal(number) == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_run_leaves_no_bank(tmp_path, number):
     large = photos(tmp_path, "x", count=1, side=2000) / "x" / "0.png"
