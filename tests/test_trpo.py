@@ -23,14 +23,12 @@ from l2f_jax.outer import TrainState
 from l2f_jax.parallel import task_mesh
 from l2f_jax.rl.losses import act, reinforce
 from l2f_jax.rl.rollout import Sampling, experience, rollouts
+from l2f_jax.rl.search import adapted_policies, gamma_metrics, make_update
 from l2f_jax.rl.trpo import (
     TrustRegion,
-    adapted_policies,
     conjugate_gradient,
     fisher_product,
-    gamma_metrics,
     line_search,
-    make_update,
     trust_region_step,
 )
 from l2f_jax.transforms import attenuate, identity

@@ -33,7 +33,8 @@ from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Section
 from l2f_jax.rl.losses import reinforce
 from l2f_jax.rl.rollout import Sampling, experience, rollouts, total_return
-from l2f_jax.rl.trpo import TrustRegion, make_update
+from l2f_jax.rl.search import make_update
+from l2f_jax.rl.trpo import TrustRegion
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.types import Array, InnerRule, Learner, MetaParams, Model
 
