@@ -9,7 +9,6 @@ What is broken or incomplete is refused on stderr with exit code 2. The bank app
 OUTPUT when it is complete; an interrupted run leaves none.
 """
 
-import argparse
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from experiments import launch
 from l2f_jax.data.bank import SPLITS, ImageBank, load_bank
 from l2f_jax.data.pack import pack_bank
 from l2f_jax.data.sources import open_source, source_names
@@ -30,9 +30,9 @@ REFUSED, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    args = _parser().parse_args(argv)
     start = time.perf_counter()
     try:
+        args = _parser().parse_args(argv)
         check_target(args.output, args.overwrite)
         source = open_source(args.source, args.input, split=args.split, seed=args.seed)
         for note in source.notes:
@@ -111,12 +111,8 @@ def _line_printer(total: int) -> Callable[[str], None]:
     return advance
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prepare.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> launch.Parser:
+    parser = launch.Parser(__doc__)
     parser.add_argument("source", help=f"one of {', '.join(source_names())}")
     parser.add_argument("input", type=Path, help="folder or archive to read")
     parser.add_argument("output", type=Path, help="folder of the bank to make")

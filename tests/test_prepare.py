@@ -120,6 +120,8 @@ def test_partial_set_is_packed_when_allowed(tmp_path):
         (("miniimagenet", "photos", "bank"), "no known layout of mini-ImageNet"),
         (("omniglot", "photos", "bank"), "must hold both images_background"),
         (("tieredimagenet", "photos", "bank"), "no class was found"),
+        (("folders", "photos"), "arguments are required: output"),
+        (("folders", "photos", "bank", "--size", "big"), "invalid int value: 'big'"),
     ],
 )
 def test_refusals_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
