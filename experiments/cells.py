@@ -12,7 +12,7 @@ from configs.tables import Cell
 from experiments.identity import (
     check_complete,
     check_same,
-    newest_step,
+    is_complete,
     read_config,
 )
 from experiments.judging import judged
@@ -161,7 +161,7 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
             if matched:
                 config.learner.rates = _rates(run, config)
             check_same(run, config)
-        if newest_step(run) < config.training.iterations:
+        if not is_complete(run, config.training.iterations):
             return None
     found = []
     for run, config in runs.items():

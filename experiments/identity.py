@@ -28,23 +28,36 @@ def read_config(run: Path) -> ConfigDict:
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest complete checkpoint, 0 if there is none."""
-    folder = run / "checkpoints"
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return 0
-    try:
-        with Checkpoints(folder, read_only=True) as saved:
-            return saved.latest or 0
-    except ValueError:  # killed while it saved its first one
-        return 0
+    return _newest(run)[0]
+
+
+def is_complete(run: Path, iterations: int) -> bool:
+    """Say whether a run has been trained to its end, and that validated."""
+    step, ranked = _newest(run)
+    return step >= iterations and ranked
 
 
 def check_complete(run: Path) -> None:
-    """Raise ValueError unless a run has been trained to its end."""
-    step, last = newest_step(run), read_config(run).training.iterations
-    if step < last:
+    """Raise ValueError unless a run has been trained to its end, and validated."""
+    last = read_config(run).training.iterations
+    if not is_complete(run, last):
+        step = newest_step(run)
         raise ValueError(
             f"{run} is unfinished: its last checkpoint is of step {step} of {last}"
+            + (", not validated yet" if step >= last else "")
         )
+
+
+def _newest(run: Path) -> tuple[int, bool]:
+    """Return `newest_step`, and whether it awaits no score."""
+    folder = run / "checkpoints"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return 0, True
+    try:
+        with Checkpoints(folder, read_only=True) as saved:
+            return saved.latest or 0, not saved.unranked
+    except ValueError:  # killed while it saved its first one
+        return 0, True
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:

@@ -57,10 +57,9 @@ def judged(
     if found is not None:
         content, arrays = found
         number = arrays["last"].shape[1]
-        newest = content["results"]["last"]["steps"] == [newest_step(run)]
-        if newest and tasks in (None, number):
+        steps = {name: r["steps"] for name, r in content["results"].items()}
+        if steps == _chosen(run) and tasks in (None, number):
             experiment, _ = _built(run, bank)
-            steps = {name: r["steps"] for name, r in content["results"].items()}
             made = {key: content[key] for key in environment()}
             return _evaluation(run, split, experiment, arrays, steps, made)
     return evaluate(run, split, tasks, bank, whole=False)
@@ -128,21 +127,33 @@ def _predictions(
     if not newest_step(run):
         raise ValueError(f"{run} has no complete checkpoint yet")
     with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        restored = saved.restore_latest(like)
-        assert restored is not None
-        last = int(restored[0].step)
-        newest = predict(restored[0], points)
-        chosen, steps = {"last": newest}, {"last": [last]}
+        steps = _chosen_of(saved)
+        (last,) = steps["last"]
+        newest = predict(saved.restore(last, like)[0], points)
         columns = [points.index(point) for point in of_best]
         made = {last: newest._replace(outputs=newest.outputs[:, columns])}
-        best = [step for step, _ in saved.best]
-        for rank, step in enumerate(best):
+        for step, _ in saved.best:
             if step not in made:
-                made[step] = predict(saved.restore_best(rank, like)[0], of_best)
-        members = [made[step] for step in best]
-    if members:
-        chosen["best"], steps["best"] = members[0], best[:1]
-    if len(members) > 1:
-        name = f"ensemble of {len(members)}"
-        chosen[name], steps[name] = ensemble(members), best
+                made[step] = predict(saved.restore(step, like)[0], of_best)
+    chosen = {"last": newest}
+    for name, members in steps.items():
+        if name != "last":
+            chosen[name] = ensemble([made[step] for step in members])
     return chosen, steps
+
+
+def _chosen(run: Path) -> dict[str, list[int]]:
+    """Return what `evaluate` would judge now: the steps of each choice, by its name."""
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        return _chosen_of(saved)
+
+
+def _chosen_of(saved: Checkpoints) -> dict[str, list[int]]:
+    assert saved.latest is not None
+    best = [step for step, _ in saved.best]
+    steps = {"last": [saved.latest]}
+    if best:
+        steps["best"] = best[:1]
+    if len(best) > 1:
+        steps[f"ensemble of {len(best)}"] = best
+    return steps

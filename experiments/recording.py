@@ -106,16 +106,17 @@ class Recorder:
       step: where the run starts; what an interrupted run recorded after it is dropped,
         as those steps are taken again.
       total: the run's last step.
+      validated: whether the validation at `step` is not done again.
     """
 
-    def __init__(self, run: Path, step: int, total: int):
+    def __init__(self, run: Path, step: int, total: int, *, validated: bool = True):
         self.active = jax.process_index() == 0
         self.start, self.total, self.began = step, total, time.monotonic()
         self.console = Console(stderr=True, quiet=not self.active)
         if not self.active:
             return
         self.path = run / "metrics.jsonl"
-        _drop_after(self.path, step)
+        _drop_after(self.path, step, validated)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -178,7 +179,11 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return records
 
 
-def _drop_after(path: Path, step: int) -> None:
-    kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
+def _drop_after(path: Path, step: int, validated: bool) -> None:
+    def done(record: dict[str, float]) -> bool:
+        validation = any(name.startswith("validation/") for name in record)
+        return record["step"] < step + (validated or not validation)
+
+    kept = [record for record in read_metrics(path.parent) if done(record)]
     if path.exists():
         write_text(path, "".join(to_json(r) + "\n" for r in kept))

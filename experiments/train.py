@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments import launch
-from experiments.identity import check_same, newest_step, resolved
+from experiments.identity import check_same, is_complete, newest_step, resolved
 from experiments.locking import alone
 from experiments.recording import Recorder, environment, write_json
 from l2f_jax.checkpoint import Checkpoints
@@ -72,21 +72,23 @@ def train(config: ConfigDict, run: Path) -> bool:
         if restored is not None:
             state, _ = restored
         step, total = int(state.step), schedule.iterations
-        with Recorder(run, step, total) as recorder, Interruption() as interruption:
+        recorder = Recorder(run, step, total, validated=not checkpoints.unranked)
+        with recorder, Interruption() as interruption:
             recorder.say(f"{run}: step {step} of {total}; {experiment.protocol}")
-            while step < total and not interruption.agreed():
-                state, step = train_epoch(
-                    experiment, state, step, recorder, interruption, checkpoints
-                )
-                if step == schedule.boundary(step - 1):
-                    score = validate(experiment, state, step, recorder, checkpoints)
-                else:  # interrupted
-                    score = None
-                checkpoints.save(step, state, score=score)
-        recorder.say(
-            f"{run}: {'complete' if step == total else 'interrupted'} at {step}"
-        )
-    return step == total
+            while not interruption.agreed():
+                if checkpoints.unranked:  # saved first: validation may take minutes
+                    validate(experiment, state, step, recorder, checkpoints)
+                elif step < total:
+                    state, step = train_epoch(
+                        experiment, state, step, recorder, interruption, checkpoints
+                    )
+                    ended = step == schedule.boundary(step - 1)
+                    checkpoints.save(step, state, candidate=ended)
+                else:
+                    break
+        complete = step == total and not checkpoints.unranked
+        recorder.say(f"{run}: {'complete' if complete else 'interrupted'} at {step}")
+    return complete
 
 
 def train_epoch(
@@ -129,8 +131,8 @@ def record(
 
 def not_finite(name: str, step: int, checkpoints: Checkpoints) -> FloatingPointError:
     """Return the error that says where a run stops, and what is left of it."""
-    good = checkpoints.latest
-    left = "none" if good is None else f"step {good}"
+    good = [saved for saved in checkpoints.steps if saved < step]
+    left = f"step {good[-1]}" if good else "none"
     return FloatingPointError(
         f"{name} is not finite at step {step}; the last good checkpoint is {left}"
     )
@@ -142,8 +144,8 @@ def validate(
     step: int,
     recorder: Recorder,
     checkpoints: Checkpoints,
-) -> float:
-    """Rank the state by the fixed validation tasks after the last inner step."""
+) -> None:
+    """Rank the newest checkpoint by the fixed validation tasks, fully adapted to."""
     predictions = experiment.predict(
         state.meta,
         state.stats,
@@ -159,7 +161,7 @@ def validate(
     rank = experiment.score.rank(found[experiment.score.name])
     if not np.isfinite(rank):
         raise not_finite(f"validation/{experiment.score.name}", step, checkpoints)
-    return rank
+    checkpoints.rank(rank)
 
 
 def check_split(
@@ -195,6 +197,7 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
     # All check, as opening checkpoints takes all processes, and before one writes.
     multihost_utils.sync_global_devices("checked")
     step = newest_step(run)  # asked in all, too
+    complete = is_complete(run, experiment.schedule.iterations)
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -203,7 +206,7 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
             record = {**facts, **environment(), "resumed": []}
         else:
             record = read_record(run) | {"config": resolved(config)}
-            if step < experiment.schedule.iterations:
+            if not complete:
                 again = {"step": step, **environment()}
                 record["resumed"] = [*record.get("resumed", []), again]
         write_json(path, record)

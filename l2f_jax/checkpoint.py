@@ -2,10 +2,11 @@
 
 One folder per saved step, `directory/<step>`, holds the state (arrays, by Orbax) and a
 record (JSON: the caller's metadata, the tables of the best and of the regular steps,
-the shape and dtype of every leaf). Kept are the newest step and the steps in its
-tables, so ranking can never delete the newest. Orbax renames a folder into place when
-it is complete and deletes others only then: the newest folder is always whole and its
-tables say which others are.
+the shape and dtype of every leaf). A state is saved before it is validated: once its
+score is known, the new table of the best is put beside. Kept are the newest step and
+the steps in its tables, so ranking can never delete the newest. Orbax renames a folder
+into place when it is complete and deletes others only then: the newest folder is always
+whole and its tables say which others are.
 What else a killed process left over goes at the next start or with the next save.
 """
 
@@ -18,8 +19,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-_STATE, _RECORD = "state", "record"
+from l2f_jax import leaves
+
+_STATE, _RECORD, _BEST = "state", "record", "best.json"
 _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
 
 
@@ -61,7 +65,7 @@ class Checkpoints:
         self._read_only = read_only
         self._kept = _KeepSteps()
         self._manager = _manager(self._directory, self._kept, read_only)
-        self._best, self._regular = self._read_tables()
+        self._best, self._regular, self._unranked = self._read_tables()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -80,6 +84,11 @@ class Checkpoints:
         return list(self._best)
 
     @property
+    def unranked(self) -> bool:
+        """Whether the newest step is a candidate whose score is not known yet."""
+        return self._unranked
+
+    @property
     def steps(self) -> list[int]:
         """All kept steps, in order: the newest, the best and the regular ones."""
         newest = [] if self.latest is None else [self.latest]
@@ -91,7 +100,7 @@ class Checkpoints:
         state: Any,
         metadata: dict | None = None,
         *,
-        score: float | None = None,
+        candidate: bool = False,
     ) -> None:
         """Start saving a step; the state may be donated or overwritten at once.
 
@@ -101,39 +110,59 @@ class Checkpoints:
           step: greater than every step saved before.
           state: any tree of arrays, typed keys included.
           metadata: what JSON can hold; given back by the restore.
-          score: finite, higher is better (validation accuracy); the step is kept as
-            long as it is among the `keep_best` best. None: not a candidate.
+          candidate: whether `rank` will give it a score; if not, it is kept as the
+            newest step alone.
         Raises:
-          ValueError: if `step` lies before the newest, `score` is not finite or the
-            run was opened with `read_only`.
+          ValueError: if `step` lies before the newest, or the run was opened with
+            `read_only`.
         """
-        if self._read_only:
-            raise ValueError(f"'{self._directory}' was opened with `read_only`")
+        self._check_writable()
         if self.latest is not None and step <= self.latest:
             if step == self.latest:
                 return
             raise ValueError(f"`step` ({step}) must exceed the newest, {self.latest}")
-        best = self._best
-        if score is not None:
-            best = _insert(best, step, float(score))[: self._keep_best]
         regular = self._regular
         if self._keep_every and step % self._keep_every == 0:
             regular = [*regular, step]
         record = {
             "metadata": metadata or {},
-            "best": best,
+            "best": self._best,
             "regular": regular,
-            "leaves": _describe(state),
+            "candidate": candidate,
+            "leaves": leaves.describe(state),
         }
         # Fail, and take the snapshot, here rather than in the writing thread.
         record = json.loads(json.dumps(record))
-        self._best, self._regular = best, regular
-        self._kept.steps = {step, *regular, *(entry[0] for entry in best)}
+        self._regular, self._unranked = regular, candidate
+        self._kept.steps = {step, *regular, *(entry[0] for entry in self._best)}
         args = {
             _STATE: ocp.args.StandardSave(state),
             _RECORD: ocp.args.JsonSave(record),
         }
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def rank(self, score: float) -> None:
+        """Give the newest step its score, when it is saved.
+
+        Args:
+          score: finite, higher is better (validation accuracy); the step is kept as
+            long as it is among the `keep_best` best.
+        Raises:
+          ValueError: if `score` is not finite, the newest step is no candidate or has
+            a score, or the run was opened with `read_only`.
+        """
+        self._check_writable()
+        if self.latest is None or not self._unranked:
+            raise ValueError(f"the newest step ({self.latest}) awaits no score")
+        best = _insert(self._best, self.latest, float(score))[: self._keep_best]
+        self.wait()
+        if jax.process_index() == 0:
+            path = self._directory / str(self.latest) / _BEST
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(best))
+            partial.replace(path)
+        multihost_utils.sync_global_devices("ranked")  # all read the same from now on
+        self._best, self._unranked = best, False
 
     def restore_latest(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, metadata) of the newest step, None if nothing was saved.
@@ -173,8 +202,10 @@ class Checkpoints:
             )
         self.wait()
         record = self._record(step)
-        _check_leaves(record["leaves"], _describe(like), self._directory / str(step))
-        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(_target, like))}
+        leaves.check(
+            record["leaves"], leaves.describe(like), self._directory / str(step)
+        )
+        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(leaves.target, like))}
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return restored[_STATE], record["metadata"]
 
@@ -198,14 +229,23 @@ class Checkpoints:
         args = {_RECORD: ocp.args.JsonRestore()}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[_RECORD]
 
-    def _read_tables(self) -> tuple[list[tuple[int, float]], list[int]]:
-        if self.latest is None:
-            return [], []
-        saved, record = set(self._manager.all_steps()), self._record(self.latest)
-        best = [(s, score) for s, score in record["best"] if s in saved]
-        # Runs from before regular steps could be kept have no table of them.
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ValueError(f"'{self._directory}' was opened with `read_only`")
+
+    def _read_tables(self) -> tuple[list[tuple[int, float]], list[int], bool]:
+        """Return the tables of the best and the regular steps, and `unranked`."""
+        step = self.latest
+        if step is None:
+            return [], [], False
+        saved, record = set(self._manager.all_steps()), self._record(step)
+        ranked = self._directory / str(step) / _BEST
+        table = json.loads(ranked.read_text()) if ranked.exists() else record["best"]
+        best = [(s, score) for s, score in table if s in saved]
+        # Older runs have no table of regular steps, and no candidates without a score.
         regular = [s for s in record.get("regular", []) if s in saved]
-        return best[: self._keep_best], regular
+        unranked = record.get("candidate", False) and not ranked.exists()
+        return best[: self._keep_best], regular, unranked
 
 
 class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):
@@ -254,40 +294,3 @@ def _insert(
     if not math.isfinite(score):
         raise ValueError(f"`score` ({score}) of step {step} must be finite")
     return sorted([*best, (step, score)], key=lambda e: (e[1], e[0]), reverse=True)
-
-
-def _describe(state: Any) -> dict[str, str]:
-    """Return {path of the leaf: dtype[shape]}."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            f"{leaf.dtype}{list(leaf.shape)}"
-            if hasattr(leaf, "dtype")
-            else type(leaf).__name__
-        )
-        for path, leaf in leaves
-    }
-
-
-def _check_leaves(saved: dict[str, str], wanted: dict[str, str], where: Path) -> None:
-    """Compare leaf by leaf: Orbax itself would cast a differing dtype silently."""
-    paths = sorted(saved.keys() | wanted.keys())
-    wrong = [path for path in paths if saved.get(path) != wanted.get(path)]
-    if wrong:
-        path, more = wrong[0], len(wrong) - 1
-        raise ValueError(
-            f"'{where}' does not fit: leaf '{path}' is {saved.get(path, 'missing')} "
-            f"there, {wanted.get(path, 'missing')} here"
-            + (f" (and {more} other leaves differ)" if more else "")
-        )
-
-
-def _target(leaf: Any) -> Any:
-    """Give an abstract leaf without sharding a device that exists here.
-
-    Orbax would look for the device that the leaf was saved from.
-    """
-    if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-    return leaf

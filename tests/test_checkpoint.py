@@ -62,10 +62,15 @@ def folders(directory) -> list[str]:
     return sorted(path.name for path in Path(directory).iterdir())
 
 
+def save_ranked(checkpoints, step, state, score, metadata=None) -> None:
+    checkpoints.save(step, state, metadata, candidate=True)
+    checkpoints.rank(score)
+
+
 @pytest.fixture
 def two_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, filled(1), {"epoch": 1}, score=0.5)
+        save_ranked(checkpoints, 1, filled(1), 0.5, {"epoch": 1})
         checkpoints.save(2, filled(2), {"epoch": 2})
     return tmp_path
 
@@ -104,7 +109,7 @@ def test_state_may_be_overwritten_while_it_is_being_saved(tmp_path):
 def test_ranking_never_deletes_the_newest(tmp_path):
     with Checkpoints(tmp_path, keep_best=2) as checkpoints:
         for step, score in enumerate([0.3, 0.9, 0.5, 0.4], start=1):
-            checkpoints.save(step, {"x": np.float64(step)}, score=score)
+            save_ranked(checkpoints, step, {"x": np.float64(step)}, score)
     assert folders(tmp_path) == ["2", "3", "4"]
     with Checkpoints(tmp_path, keep_best=2) as checkpoints:
         assert checkpoints.latest == 4
@@ -116,10 +121,10 @@ def test_regular_steps_are_kept_besides_the_best(tmp_path):
     options = {"keep_best": 1, "keep_every": 3}
     with Checkpoints(tmp_path, **options) as checkpoints:
         for step in (1, 2, 3, 4):
-            checkpoints.save(step, {"x": np.float64(step)}, score=-step)
+            save_ranked(checkpoints, step, {"x": np.float64(step)}, -step)
     with Checkpoints(tmp_path, **options) as checkpoints:  # goes on
         for step in (5, 6, 7):
-            checkpoints.save(step, {"x": np.float64(step)}, score=-step)
+            save_ranked(checkpoints, step, {"x": np.float64(step)}, -step)
     assert folders(tmp_path) == ["1", "3", "6", "7"]
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps == [1, 3, 6, 7]
@@ -149,14 +154,14 @@ def test_negative_numbers_of_kept_steps_are_refused(tmp_path):
 def test_of_equal_scores_the_later_step_wins(tmp_path):
     with Checkpoints(tmp_path, keep_best=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, {"x": np.float64(step)}, score=0.5)
+            save_ranked(checkpoints, step, {"x": np.float64(step)}, 0.5)
         assert checkpoints.best == [(3, 0.5), (2, 0.5)]
 
 
 def test_unscored_steps_replace_each_other(tmp_path):
     with Checkpoints(tmp_path, keep_best=0) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, {"x": np.float64(step)}, score=float(step))
+            save_ranked(checkpoints, step, {"x": np.float64(step)}, float(step))
         assert checkpoints.best == []
     assert folders(tmp_path) == ["3"]
 
@@ -194,6 +199,8 @@ def test_read_only_changes_nothing(two_saved):
         assert checkpoints.restore_latest(filled(0)) is not None
         with pytest.raises(ValueError, match="read_only"):
             checkpoints.save(3, filled(3))
+        with pytest.raises(ValueError, match="read_only"):
+            checkpoints.rank(0.5)
     assert folders(two_saved) == ["1", "2", "3.orbax-checkpoint-tmp"]
 
 
@@ -228,24 +235,46 @@ def test_state_that_does_not_fit_is_refused_by_leaf(two_saved, change, message):
             checkpoints.restore_latest(change(filled(0)))
 
 
-@pytest.mark.parametrize(
-    ("step", "keywords", "message"),
-    [
-        (1, {}, r"`step` \(1\) must exceed the newest, 2"),
-        (3, {"score": float("nan")}, r"`score` \(nan\) of step 3 must be finite"),
-    ],
-)
-def test_impossible_save_is_refused(two_saved, step, keywords, message):
+def test_a_step_before_the_newest_is_refused(two_saved):
     with Checkpoints(two_saved) as checkpoints:
-        with pytest.raises(ValueError, match=message):
-            checkpoints.save(step, filled(step), **keywords)
+        with pytest.raises(ValueError, match=r"`step` \(1\) must exceed the newest, 2"):
+            checkpoints.save(1, filled(1))
 
 
-def test_metadata_that_json_cannot_hold_leaves_the_table_alone(two_saved):
+def test_only_a_candidate_is_ranked_and_once(two_saved):
+    with Checkpoints(two_saved) as checkpoints:
+        with pytest.raises(ValueError, match=r"newest step \(2\) awaits no score"):
+            checkpoints.rank(0.5)
+        checkpoints.save(3, filled(3), candidate=True)
+        with pytest.raises(ValueError, match=r"`score` \(nan\) of step 3 must be fin"):
+            checkpoints.rank(float("nan"))
+        checkpoints.rank(0.25)
+        with pytest.raises(ValueError, match=r"newest step \(3\) awaits no score"):
+            checkpoints.rank(0.75)
+        assert checkpoints.best == [(1, 0.5), (3, 0.25)]
+
+
+def test_a_candidate_awaits_its_score_in_the_next_process_too(two_saved):
+    with Checkpoints(two_saved) as checkpoints:
+        checkpoints.save(3, filled(3), candidate=True)
+        assert checkpoints.unranked
+    with Checkpoints(two_saved) as checkpoints:
+        assert checkpoints.unranked and checkpoints.best == [(1, 0.5)]
+        checkpoints.rank(0.75)
+    with Checkpoints(two_saved, keep_best=1) as checkpoints:
+        assert not checkpoints.unranked and checkpoints.best == [(3, 0.75)]
+        assert checkpoints.restore_best(0, filled(0)) is not None
+        checkpoints.save(4, filled(4))
+    assert folders(two_saved) == ["3", "4"]
+    with Checkpoints(two_saved) as checkpoints:
+        assert checkpoints.best == [(3, 0.75)]
+
+
+def test_metadata_that_json_cannot_hold_leaves_the_tables_alone(two_saved):
     with Checkpoints(two_saved) as checkpoints:
         with pytest.raises(TypeError, match="not JSON serializable"):
-            checkpoints.save(3, filled(3), {"x": object()}, score=1.0)
-        assert checkpoints.best == [(1, 0.5)]
+            checkpoints.save(3, filled(3), {"x": object()}, candidate=True)
+        assert (checkpoints.latest, checkpoints.unranked) == (2, False)
 
 
 def test_wrong_directories_get_one_sentence(tmp_path):
@@ -293,8 +322,10 @@ def save_forever(directory: str) -> None:
     with Checkpoints(directory) as checkpoints:
         checkpoints.restore_latest(filled(0))
         first = (checkpoints.latest or 0) + 1
+        if checkpoints.unranked:  # killed between the two calls
+            checkpoints.rank(score(first - 1))
         for step in range(first, sys.maxsize):
-            checkpoints.save(step, filled(step), {"step": step}, score=score(step))
+            save_ranked(checkpoints, step, filled(step), score(step), {"step": step})
             if step == first:
                 checkpoints.wait()
                 print("started", flush=True)
@@ -315,7 +346,8 @@ def test_killed_at_any_moment_the_newest_and_the_best_are_complete(tmp_path):
             state, metadata = checkpoints.restore_latest(filled(0))
             assert_same(state, filled(newest))
             assert metadata == {"step": newest}
-            ranked = sorted(((score(s), s) for s in range(1, newest + 1)), reverse=True)
+            last = newest - checkpoints.unranked
+            ranked = sorted(((score(s), s) for s in range(1, last + 1)), reverse=True)
             assert checkpoints.best == [(s, a) for a, s in ranked[:3]]
             for rank, (step, _) in enumerate(checkpoints.best):
                 assert_same(checkpoints.restore_best(rank, filled(0))[0], filled(step))
@@ -335,7 +367,7 @@ def save_together(directory: str, port: str, index: str) -> None:
 
     with Checkpoints(directory, keep_best=1) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(step, state(step), {"step": step}, score=-step)
+            save_ranked(checkpoints, step, state(step), -step, {"step": step})
     with Checkpoints(directory, keep_best=1) as checkpoints:
         latest, metadata = checkpoints.restore_latest(state(0))
         best, _ = checkpoints.restore_best(0, state(0))

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from experiments import compare
+from experiments import train as training
+from experiments.identity import check_complete
 from experiments.judging import evaluate
 from experiments.locking import held, lock_of
 from experiments.recording import read_metrics
@@ -39,6 +41,11 @@ def final_state(run: Path, config=None):
     with Checkpoints(run / "checkpoints", read_only=True) as saved:
         state, _ = saved.restore_latest(like)
         return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def ranking(run: Path) -> list[tuple[int, float]]:
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        return saved.best
 
 
 def assert_identical(a, b) -> None:
@@ -142,6 +149,63 @@ def test_killed_run_resumes_identically(uninterrupted, tmp_path, step):
     with launch(tmp_path / "run") as process:
         wait_for_step(tmp_path / "run", step, process)
         process.kill()
+    assert train(tiny.get_config(), tmp_path / "run")
+    assert_identical(final_state(uninterrupted), final_state(tmp_path / "run"))
+    assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
+
+
+@pytest.mark.parametrize("step", [6, 12])
+@pytest.mark.parametrize("logged", [False, True])
+def test_a_run_killed_while_it_validates_resumes_there(
+    uninterrupted, tmp_path, monkeypatch, step, logged
+):
+    class Killed(Exception):
+        pass
+
+    def killed(*arguments):
+        if arguments[2] < step:
+            return validate(*arguments)
+        if logged:  # just before it is ranked
+            monkeypatch.setattr(Checkpoints, "rank", killed_here)
+            validate(*arguments)
+        killed_here()
+
+    def killed_here(*_):
+        raise Killed
+
+    validate, run = training.validate, tmp_path / "run"
+    with monkeypatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "validate", killed)
+        with pytest.raises(Killed):
+            train(tiny.get_config(), run)
+    with Checkpoints(run / "checkpoints", read_only=True) as saved:
+        assert (saved.latest, saved.unranked) == (step, True)
+    if step == 12:
+        with pytest.raises(ValueError, match="of step 12 of 12, not validated yet"):
+            check_complete(run)
+    assert train(tiny.get_config(), run)
+    assert_identical(final_state(uninterrupted), final_state(run))
+    assert read_metrics(uninterrupted) == read_metrics(run)
+    tables = [ranking(uninterrupted), ranking(run)]
+    assert tables[0] == tables[1] and len(tables[0]) == 2
+    check_complete(run)
+
+
+def test_interrupted_at_the_end_of_an_epoch_it_validates_when_it_goes_on(
+    uninterrupted, tmp_path, monkeypatch
+):
+    def saved_and_terminated(self, step, *arguments, **options):
+        save(self, step, *arguments, **options)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    save = Checkpoints.save
+    with monkeypatch.context() as monkeypatch:
+        monkeypatch.setattr(Checkpoints, "save", saved_and_terminated)
+        assert not train(tiny.get_config(), tmp_path / "run")
+    assert [r for r in read_metrics(tmp_path / "run") if r["step"] >= 6] == [
+        r for r in read_metrics(uninterrupted) if r["step"] == 6 and "outer/loss" in r
+    ]
     assert train(tiny.get_config(), tmp_path / "run")
     assert_identical(final_state(uninterrupted), final_state(tmp_path / "run"))
     assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
