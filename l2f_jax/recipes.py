@@ -155,6 +155,7 @@ def anil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    rule: InnerRule | None = None,
     head: str = HEAD,
     adapt_norm: bool = False,
     transform: InitTransform | None = None,
@@ -172,7 +173,7 @@ def anil(
         loss,
         fast=_moving(lambda path: path.startswith(head), adapt_norm),
         transform=transform or identity(),
-        rule=inner.sgd(lr),
+        rule=rule or inner.sgd(lr),
         remat=remat,
     )
 
@@ -182,6 +183,7 @@ def boil(
     loss: TaskLoss,
     *,
     lr: float = 0.01,
+    rule: InnerRule | None = None,
     head: str = HEAD,
     adapt_norm: bool = False,
     transform: InitTransform | None = None,
@@ -200,7 +202,7 @@ def boil(
         loss,
         fast=_moving(is_body, adapt_norm),
         transform=transform or identity(),
-        rule=inner.sgd(lr),
+        rule=rule or inner.sgd(lr),
         remat=remat,
     )
 

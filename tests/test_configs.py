@@ -374,9 +374,9 @@ def test_per_step_norm_with_the_support_statistics_is_refused(config):
 
 def test_rates_of_a_learner_that_has_its_own_are_refused(config):
     config.learner.rates = ConfigDict({"head/kernel": 0.1})
-    config.learner.name = "anil"
+    config.learner.name = "mamlpp"
     with pytest.raises(
-        ValueError, match="`learner.rates` .*with `learner.name` 'anil'"
+        ValueError, match="`learner.rates` .*with `learner.name` 'mamlpp', which learns"
     ):
         build(config)
 

@@ -109,11 +109,15 @@ def one_number_each(*paths):
     return Model(lambda key, inputs: (params, {}), None), loss
 
 
-def test_maml_with_another_rule(key):
-    learner = recipes.maml(*one_number_each("body"), rule=sgd(0.25))
+@pytest.mark.parametrize("recipe", ["maml", "anil", "boil"])
+def test_another_rule(recipe, key):
+    model, loss = one_number_each("body", "head/bias")
+    learner = getattr(recipes, recipe)(model, loss, rule=sgd(0.25))
     meta, _ = learner.init(key, None)
     path = learner.adapt(meta, {}, constant(None), 2).path
-    assert path["body"].tolist() == [[1.0], [0.75], [0.5]]
+    moving = {"maml": ["body", "head/bias"], "anil": ["head/bias"], "boil": ["body"]}
+    assert sorted(path) == moving[recipe]
+    assert all(x.tolist() == [[1.0], [0.75], [0.5]] for x in path.values())
 
 
 @pytest.mark.parametrize(("recipe", "slope"), [("maml", 0.5625), ("fomaml", 1.0)])

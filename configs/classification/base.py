@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.learner.name = "maml"
     config.learner.steps = 5  # S, inner steps
     config.learner.lr = 0.01  # alpha
-    # Rates of some tensors, {path: rate}, that take another ("maml" and "fomaml").
+    # Rates of some tensors, {path: rate}, that take another; none are learned then.
     config.learner.rates = ConfigDict()
     config.learner.adapt_norm = False  # also adapt the norm layers' scale and shift
     config.learner.remat = True  # recompute inner steps instead of storing them

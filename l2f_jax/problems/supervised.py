@@ -133,10 +133,10 @@ def adapting(
     }
     context = {"steps": steps} if options.get("name") == "mamlpp" else {}
     if rates := options.pop("rates", None):
-        if options.get("name") not in ("maml", "fomaml"):
+        if options.get("name") in ("meta_sgd", "mamlpp"):
             raise ValueError(
                 f"`learner.rates` {dict(rates)} must be empty with `learner.name` "
-                f"{options.get('name')!r}: only 'maml' and 'fomaml' take them"
+                f"{options.get('name')!r}, which learns its rates"
             )
         context["rule"] = inner.fixed_rates(dict(rates), options.get("lr"))
     loss = supervised(network, criterion)
