@@ -1,10 +1,11 @@
-"""One device against four virtual ones, in a process of its own, in float64.
+"""One device against four virtual ones, of one process or two, in float64.
 
-Run as a module, this file is that process: it prints what the tests look at.
+Run as a module, this file is such a process: it prints what the tests look at.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,18 @@ import optax
 import pytest
 
 from configs.rl import navigation
+from experiments.launch import processes
 from l2f_jax.evaluation import make_predict
 from l2f_jax.losses import cross_entropy
 from l2f_jax.objectives import query_loss
 from l2f_jax.outer import initial_state, make_update
-from l2f_jax.parallel import check_divisible, mesh_for, task_mesh, tasks_at_once
+from l2f_jax.parallel import (
+    check_divisible,
+    mesh_for,
+    share,
+    task_mesh,
+    tasks_at_once,
+)
 from l2f_jax.problems import build
 from l2f_jax.recipes import l2f
 from tests import toys
@@ -31,23 +39,58 @@ TASKS, STEPS = 8, 1
 MAPS = ("map", "vmap")
 
 
-@pytest.fixture(scope="module")
-def found():
-    environment = {
-        "JAX_NUM_CPU_DEVICES": "4",
+def start(devices: int, **environment: str) -> subprocess.Popen:
+    """Start this file as a module."""
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_ENABLE_X64": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.test_parallel"],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+
+
+def result(process: subprocess.Popen) -> dict:
+    output, message = process.communicate(timeout=300)
+    assert process.returncode == 0, message
+    return json.loads(output.splitlines()[-1])  # gloo talks before it
+
+
+@pytest.fixture(scope="module")
+def found():
+    with start(4) as process:
+        return result(process)
+
+
+@pytest.fixture(scope="module")
+def together():
+    """Return what each of two processes of two devices finds."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        start(
+            2,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    try:
+        return [result(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_there_are_four_devices(found):
@@ -58,6 +101,13 @@ def test_there_are_four_devices(found):
 @pytest.mark.parametrize("what", ["meta", "metrics", "outputs"])
 def test_four_devices_compute_what_one_does(found, what, task_map):
     assert found[task_map][what] < 1e-12
+
+
+def test_two_processes_of_two_devices_compute_what_one_device_does(found, together):
+    assert [of["devices"] for of in together] == [4, 4]
+    for of in together:
+        for task_map in MAPS:
+            np.testing.assert_allclose(of[task_map], found["one"], rtol=0, atol=1e-12)
 
 
 def test_meta_parameters_moved(found):
@@ -95,7 +145,15 @@ def toy_learner():
 
 def results(devices, task_map):
     """Return (meta before, meta after, metrics, outputs) of one outer step."""
-    learner, mesh = toy_learner(), task_mesh(devices)
+    mesh = task_mesh(devices)
+    before, after, metrics = trained(mesh, task_map)
+    made = outputs(after, mesh, tasks_at_once(task_map, TASKS, mesh))
+    return before, after, metrics, made
+
+
+def trained(mesh, task_map):
+    """Return (meta before, meta after, metrics) of one outer step."""
+    learner = toy_learner()
     at_once = tasks_at_once(task_map, TASKS, mesh)
     update = make_update(
         query_loss(learner, cross_entropy, steps=STEPS),
@@ -105,11 +163,14 @@ def results(devices, task_map):
         mesh=mesh,
         at_once=at_once,
     )
+    own = TASKS // jax.process_count()
+    mine = slice(jax.process_index() * own, (jax.process_index() + 1) * own)
     episodes = toys.episode(tasks=(TASKS,))
+    episodes = jax.tree.map(lambda x: np.asarray(x)[None, mine], episodes)
     inputs = jnp.zeros((1, toys.FEATURES), float)
     state = initial_state(learner, optax.sgd(0.1), inputs, 0, mesh)
-    after, metrics = update(state, (), jax.tree.map(lambda x: x[None], episodes))
-    return state.meta, after.meta, metrics, outputs(after.meta, mesh, at_once)
+    after, metrics = update(state, (), share(episodes, mesh, axis=1))
+    return state.meta, after.meta, metrics
 
 
 def outputs(meta, mesh, at_once=1):
@@ -151,9 +212,19 @@ def refusal():
         return str(error)
 
 
-def main():
+def numbers(tree) -> list[float]:
+    """Return all numbers of a tree of arrays that every device holds."""
+    leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(tree)]
+    return np.concatenate(leaves).tolist()
+
+
+def alone():
     before, *one = results(1, "map")
-    found = {"devices": jax.device_count(), "refusal": refusal()}
+    found = {
+        "one": numbers(one[:2]),
+        "devices": jax.device_count(),
+        "refusal": refusal(),
+    }
     found["moved"] = gap(before, one[0])
     found["sharing"] = {tasks: mesh_for(tasks).size for tasks in (8, 6, 5, 1)}
     found["three"] = gap(one[2], outputs(jax.tree.map(np.asarray, one[0]), mesh_for(6)))
@@ -164,8 +235,15 @@ def main():
     one, four = searched(1), searched(4)
     names = ("devices", "meta", "metrics", "returns")
     found["search"] = dict(zip(names, map(gap, one, four), strict=True))
-    print(json.dumps(found))
+    return found
+
+
+def as_one_of_two():
+    found = {"devices": jax.device_count()}
+    return found | {name: numbers(trained(task_mesh(), name)[1:]) for name in MAPS}
 
 
 if __name__ == "__main__":
-    main()
+    if several := processes(os.environ):
+        jax.distributed.initialize(*several)
+    print(json.dumps(alone() if jax.process_count() == 1 else as_one_of_two()))
