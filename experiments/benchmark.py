@@ -248,7 +248,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("sweep", "", "KEY:VALUE,VALUE,... a row for each value")
     flags.DEFINE_string("synthetic", "", "HxWxC: random images instead of a data set")
-    flags.DEFINE_bool("parts", False, "the cost of dispatching and of sampling")
+    flags.DEFINE_bool("parts", False, "the cost of dispatching, sampling, streaming")
     flags.DEFINE_bool("orders", False, "compile first and second order, run nothing")
     flags.DEFINE_bool("json", False, "print lines of JSON instead of a table")
     launch.run(main)

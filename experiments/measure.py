@@ -1,5 +1,6 @@
 """Measure the training step of an experiment: compilation, time, arithmetic, memory."""
 
+import itertools
 import resource
 import statistics
 import sys
@@ -16,7 +17,7 @@ from experiments.flops import flops
 from l2f_jax import backend
 from l2f_jax.outer import TrainState, make_update
 from l2f_jax.parallel import mesh_for, tasks_at_once
-from l2f_jax.problems import Experiment
+from l2f_jax.problems import Experiment, build
 from l2f_jax.problems.classification import method
 from l2f_jax.problems.reinforcement import method as policy_search
 from l2f_jax.problems.supervised import objective
@@ -165,19 +166,24 @@ def memory_peaks() -> dict[str, float]:
 
 
 def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str, float]:
-    """Measure what dispatching and episode sampling cost, as shares of a step.
+    """Measure what dispatching and episodes cost, as shares of a step.
 
-    Takes the same meta-iterations in three ways, in turn: one a dispatch, all in one
-    dispatch, and all in one with episodes that are there already.
+    Takes as many meta-iterations in four ways, in turn: one a dispatch, all in one
+    dispatch, all in one with episodes that are there already, and all in one with
+    images from a stream.
 
     Returns:
       iterations in a dispatch; dispatch_share, what single dispatches would add;
-      sampling_share, what ready episodes would save.
+      sampling_share, what ready episodes would save; stream_share, what reading the
+      images on the host while the dispatch before runs would add.
     """
     if config.problem != "classification":
         raise ValueError(f"--parts is for classification, not {config.problem!r}")
     state, step, iterations = last_epoch(experiment)
     ready = presampled(config, experiment, iterations)
+    streaming = ConfigDict(config.to_dict())
+    streaming.data.placement = "stream"
+    streamed, begins = build(streaming), itertools.count(step, iterations)
 
     def one_by_one():
         now = state
@@ -189,6 +195,9 @@ def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str,
         "single": lambda: seconds(one_by_one),
         "all": lambda: seconds(lambda: experiment.update(state, step, iterations)),
         "ready": lambda: seconds(lambda: ready(state)),
+        "stream": lambda: seconds(
+            lambda: streamed.update(state, next(begins), iterations)
+        ),
     }
     alternate(1, **calls)  # compiles
     taken = alternate(repeats, **calls)
@@ -196,6 +205,7 @@ def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str,
         "iterations": iterations,
         "dispatch_share": median_ratio(taken["single"], taken["all"]) - 1,
         "sampling_share": 1 - median_ratio(taken["ready"], taken["all"]),
+        "stream_share": median_ratio(taken["stream"], taken["all"]) - 1,
     }
 
 
