@@ -13,6 +13,8 @@ import pytest
 
 from l2f_jax.envs import locomotion, physics
 from l2f_jax.envs.locomotion import GOALS, State, half_cheetah, reward
+from l2f_jax.models.policy import gaussian_policy
+from l2f_jax.rl.rollout import Sampling, rollouts
 
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("gymnasium")
@@ -282,15 +284,22 @@ def x64_in_all_threads():
 
 @pytest.mark.usefixtures("x64_in_all_threads", "promotion")
 def test_mjx_moves_as_the_c_engine():
+    """In trajectories of a policy, under the same scan in the same two vmaps."""
     pytest.importorskip("mujoco.mjx")
-    # 0.5 s: the robot falls, and its feet push it off the floor.
-    given = jax.tree.map(np.float64, inputs(3, steps=10))
+    policy = gaussian_policy(6, hidden=(4,))
+    params, _ = policy.init(jax.random.key(0), jnp.zeros((1, 17), float))
+    keys = jax.random.split(jax.random.key(1), 2)
 
-    def rewards_and_last(engine):
-        env = half_cheetah(goal="direction", variant="gym", engine=engine)
-        return jax.jit(jax.vmap(lambda *x: episode(env, jnp.ones(1), *x)))(*given)
+    def seen(engine):
+        # 0.5 s: the robot falls, and its feet push it off the floor.
+        env = half_cheetah(goal="direction", variant="gym", horizon=10, engine=engine)
 
-    for ours, theirs in zip(
-        rewards_and_last("mjx"), rewards_and_last("mujoco"), strict=True
-    ):
+        def collect(task, key):
+            found = rollouts(env, policy, Sampling(trajectories=2), task)(params, key)
+            return found.observations, found.actions, found.rewards
+
+        return jax.jit(jax.vmap(collect))(jnp.asarray([[1.0], [-1.0]]), keys)
+
+    for ours, theirs in zip(seen("mjx"), seen("mujoco"), strict=True):
+        assert ours.shape[:3] == (2, 2, 10) and ours.dtype == float
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
