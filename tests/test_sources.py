@@ -1014,6 +1014,37 @@ def test_tfds_matches_numbered_names(tmp_path):
     assert found == {"001.pink primrose": ("train", [1, 1])}
 
 
+def test_tfds_cuts_any_set_of_labelled_images_by_ratio(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetInfo, "splits", {"train": 0, "test": 0})
+    labels = [0, 3, 9, -1]  # of the test images one is not told
+    examples = [{"image": png(1), "label": np.int64(label)} for label in labels]
+    with mocked({"train": examples[:3], "test": examples}):
+        source = open_source("tfds:mnist", tmp_path, split="0.5,0.2,0.3", seed=1)
+    expected = by_ratio([str(i) for i in range(10)], (0.5, 0.2, 0.3), 1)
+    assert levels(source) == {str(i): (expected[str(i)], [1, 1]) for i in (0, 3, 9)}
+    assert source.provenance["split"] == "0.5,0.2,0.3" and source.expected is None
+    assert source.size == 84
+    with mocked({"train": examples[:3], "test": []}):
+        default = splits(open_source("tfds:mnist", tmp_path))
+        other = splits(open_source("tfds:cifar100", tmp_path, split="0.5,0.2,0.3"))
+    whole = by_ratio([str(i) for i in range(10)], (0.64, 0.16, 0.2), 0)
+    assert default == {name: whole[name] for name in ("0", "3", "9")}
+    assert other.keys() == {"apple", "bear", "bottle"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing_like_this", "cannot be read: Dataset nothing_like_this not found"),
+        ("div2k", "must have features image and label; it has lr, hr"),
+        ("mnist", r"no mnist prepared.*tfds build mnist"),
+    ],
+)
+def test_tfds_sets_that_cannot_be_read_are_refused(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(f"tfds:{name}", tmp_path)
+
+
 def test_tfds_cars_takes_the_training_images_only(tmp_path):
     one = [{"image": png(1), "label": np.int64(0)}]
     with mocked({"train": one}):

@@ -11,6 +11,7 @@ from l2f_jax.data.bank import SPLITS
 from l2f_jax.data.sources.source import SourceClass
 
 FOLDER = Path(__file__).parents[1] / "splits"
+RATIOS = (0.64, 0.16, 0.2)  # train, val, test
 NOT_SPLITS = ("cifar100_hierarchy", "miniimagenet_images")
 
 
@@ -46,6 +47,22 @@ def class_to_split(name: str | Path) -> dict[str, str]:
         raise ValueError(f"`split` ({path}) cannot be read: {error}") from None
     content = content.get("splits", content) if isinstance(content, dict) else content
     return _inverted(str(path), content)
+
+
+def to_ratios(split: str | None) -> tuple[float, float, float]:
+    """Return three ratios from such as "0.7,0.1,0.2"; of None RATIOS.
+
+    Raises ValueError for another form.
+    """
+    if split is None:
+        return RATIOS
+    try:
+        train, val, test = map(float, split.split(","))
+    except ValueError:
+        raise ValueError(
+            f"`split` ({split!r}) must be three ratios such as 0.64,0.16,0.2"
+        ) from None
+    return train, val, test
 
 
 def by_ratio(

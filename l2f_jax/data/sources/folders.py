@@ -10,11 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from l2f_jax.data.bank import SPLITS
-from l2f_jax.data.sources.class_split import by_ratio, class_to_split, in_bank_order
+from l2f_jax.data.sources.class_split import (
+    by_ratio,
+    class_to_split,
+    in_bank_order,
+    to_ratios,
+)
 from l2f_jax.data.sources.source import Expected, Source, SourceClass
 from l2f_jax.data.sources.tree import Tree, open_tree
 
-RATIOS = (0.64, 0.16, 0.2)
 ALIASES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
 
 
@@ -38,7 +42,7 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
         raise ValueError(f"`{path}` holds no images")
     _refuse_loose(tree, folders)
     if split is None or "," in split:
-        ratios = _ratios(split) if split else RATIOS
+        ratios = to_ratios(split)
         provenance = {"split": ",".join(map(str, ratios)), "seed": seed}
         class_split, expected, notes = by_ratio(folders, ratios, seed), None, ()
         place = {name: name for name in folders}
@@ -142,16 +146,6 @@ def _below_single_folder(tree: Tree) -> Tree:
             break
         tree = tree.under(tops[0])
     return tree
-
-
-def _ratios(split: str) -> tuple[float, float, float]:
-    try:
-        train, val, test = map(float, split.split(","))
-    except ValueError:
-        raise ValueError(
-            f"`split` ({split!r}) must be three ratios such as 0.64,0.16,0.2"
-        ) from None
-    return train, val, test
 
 
 def _differences(class_split: dict[str, str], place: dict[str, str]) -> tuple[str, ...]:

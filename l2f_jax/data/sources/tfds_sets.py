@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from l2f_jax.data.sources.class_split import class_to_split, in_bank_order
+from l2f_jax.data.sources.class_split import (
+    by_ratio,
+    class_to_split,
+    in_bank_order,
+    to_ratios,
+)
 from l2f_jax.data.sources.omniglot import split_characters
 from l2f_jax.data.sources.source import Expected, Item, Source, SourceClass
 
@@ -18,18 +23,18 @@ from l2f_jax.data.sources.source import Expected, Item, Source, SourceClass
 class TfdsSet(NamedTuple):
     """What is known of a data set in TFDS.
 
-    parts: the TFDS splits that make it up.
-    split: the published class split that it gets by default.
+    parts: the TFDS splits that make it up; () stands for all.
+    split: the published class split that it gets by default; None cuts by ratio.
     size: usual side in pixels; images: of every class, None if they differ.
     """
 
-    parts: tuple[str, ...]
-    split: str
-    size: int
+    parts: tuple[str, ...] = ()
+    split: str | None = None
+    size: int = 84
     images: int | None = None
 
 
-SETS = {
+SETS = {  # and what any other is taken for is TfdsSet()
     "omniglot": TfdsSet(("train", "test"), "background", 28, 20),
     "cifar100": TfdsSet(("train", "test"), "cifar_fs", 32, 600),
     "caltech_birds2011": TfdsSet(("train", "test"), "cub", 84),
@@ -43,27 +48,39 @@ SETS = {
 
 
 def read(path: Path, *, name: str, split: str | None = None, seed: int = 0) -> Source:
-    """Open a prepared data set of labelled images.
+    """Open a prepared data set of labelled images. Those without a label are left out.
 
     Args:
       path: TFDS's data_dir, the folder that holds <name>/<version>/.
-      name: a key of `SETS`.
-      split: the name of a published class split, or a split.json.
-      seed: unused.
+      name: of a data set with the features image and label, as TFDS writes it.
+      split: the name of a published class split, a split.json, or three ratios
+        "0.7,0.1,0.2"; None is the set's own in `SETS`, else 64 : 16 : 20.
+      seed: of the shuffle before a cut by ratios.
     """
-    known = SETS[name]
+    known = SETS.get(name, TfdsSet())
     split = split or known.split
-    class_split = class_to_split(split)
     parts, features = _open(name, path)
-    names = _label_names(features["label"].names, class_split)
+    names, expected = features["label"].names, None
+    choice: dict[str, str | int]
+    if split is None or "," in split:
+        if known.split is not None:
+            names = _label_names(names, class_to_split(known.split))
+        ratios = to_ratios(split)
+        class_split = by_ratio(names, ratios, seed)
+        choice = {"split": ",".join(map(str, ratios)), "seed": seed}
+    else:
+        class_split = class_to_split(split)
+        names = _label_names(names, class_split)
+        expected = Expected(dict(Counter(class_split.values())), known.images)
+        choice = {"split": split}
     items: dict[str, list[Item]] = defaultdict(list)
     for part, examples in parts.items():
         for number in range(len(examples)):
-            items[names[int(examples[number]["label"])]].append(
-                _item(f"tfds {name} {part}, example {number}", examples, number)
-            )
-    expected = Expected(dict(Counter(class_split.values())), known.images)
-    return _source(name, items, class_split, expected, {"split": split})
+            label = int(examples[number]["label"])
+            if label >= 0:  # a test split may come with -1 for all
+                where = f"tfds {name} {part}, example {number}"
+                items[names[label]].append(_item(where, examples, number))
+    return _source(name, items, class_split, expected, choice)
 
 
 def read_omniglot(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
@@ -95,10 +112,9 @@ def _source(
     name: str,
     items: dict[str, list[Item]],
     class_split: dict[str, str],
-    expected: Expected,
+    expected: Expected | None,
     choice: Mapping[str, str | int],
 ) -> Source:
-    known = SETS[name]
     classes = tuple(
         SourceClass(found, part, items[found])
         for found, part in in_bank_order(class_split)
@@ -107,7 +123,7 @@ def _source(
     return Source(
         classes=classes,
         total=len(classes),
-        size=known.size,
+        size=SETS.get(name, TfdsSet()).size,
         ink=name == "omniglot",
         expected=expected,
         provenance={"source": f"tfds {name}", **choice},
@@ -118,15 +134,28 @@ def _open(name: str, path: Path) -> tuple[dict[str, Sequence[Any]], Any]:
     """Return TFDS split -> examples, and the features of the data set."""
     import tensorflow_datasets as tfds  # takes seconds, and few runs need it
 
-    builder: Any = tfds.builder(name, data_dir=path)
+    try:
+        builder: Any = tfds.builder(name, data_dir=path)
+    except (ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"`source` ('tfds:{name}') cannot be read: {first}") from None
+    if not {"image", "label"} <= {*builder.info.features}:
+        held = ", ".join(builder.info.features)
+        raise ValueError(
+            f"`source` ('tfds:{name}') must have features image and label; it has "
+            f"{held}"
+        )
     # Image files as they are stored: `decode` reads them, and finding the labels first
     # does not decode them all.
     decoders = {"image": tfds.decode.SkipDecoding()}
+    wanted = SETS.get(name, TfdsSet()).parts or builder.info.splits
     try:
         parts = {
             part: builder.as_data_source(split=part, decoders=decoders)
-            for part in SETS[name].parts
+            for part in wanted
         }
+        if not parts:
+            raise ValueError("TFDS knows no splits of what is not prepared")
     except (NotImplementedError, AssertionError, OSError, ValueError) as error:
         raise ValueError(
             f"`{path}` holds no {name} prepared as array_record. To prepare it, "
