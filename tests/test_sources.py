@@ -1015,28 +1015,48 @@ def test_tfds_matches_numbered_names(tmp_path):
 
 
 def test_tfds_cuts_any_set_of_labelled_images_by_ratio(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds.core.DatasetInfo, "splits", {"train": 0, "test": 0})
+    monkeypatch.setattr(
+        tfds.core.DatasetInfo, "splits", {"test": 0, "extra": 0, "train": 0}
+    )
     labels = [0, 3, 9, -1]  # of the test images one is not told
     examples = [{"image": png(1), "label": np.int64(label)} for label in labels]
     with mocked({"train": examples[:3], "test": examples}):
-        source = open_source("tfds:mnist", tmp_path, split="0.5,0.2,0.3", seed=1)
-    expected = by_ratio([str(i) for i in range(10)], (0.5, 0.2, 0.3), 1)
-    assert levels(source) == {str(i): (expected[str(i)], [1, 1]) for i in (0, 3, 9)}
-    assert source.provenance["split"] == "0.5,0.2,0.3" and source.expected is None
-    assert source.size == 84
+        source = open_source("tfds:mnist", tmp_path, split="0.4,0.3,0.3", seed=1)
+    expected = by_ratio("039", (0.4, 0.3, 0.3), 1)
+    assert sorted(expected.values()) == ["test", "train", "val"]
+    assert levels(source) == {name: (expected[name], [1, 1]) for name in "039"}
+    assert source.provenance["split"] == "0.4,0.3,0.3" and source.expected is None
+    assert source.provenance["parts"] == "train, test"  # as extra may overlap
+    assert source.size == 28
     with mocked({"train": examples[:3], "test": []}):
-        default = splits(open_source("tfds:mnist", tmp_path))
-        other = splits(open_source("tfds:cifar100", tmp_path, split="0.5,0.2,0.3"))
-    whole = by_ratio([str(i) for i in range(10)], (0.64, 0.16, 0.2), 0)
-    assert default == {name: whole[name] for name in ("0", "3", "9")}
+        other = splits(open_source("tfds:cifar100", tmp_path, split="0.4,0.3,0.3"))
     assert other.keys() == {"apple", "bear", "bottle"}
+
+
+def test_tfds_numbers_that_a_split_names_are_those_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetInfo, "splits", {"train": 0})
+    names = [str(i) for i in range(47)]
+    content = {"train": names[:30], "val": names[30:40], "test": names[40:]}
+    write(tmp_path / "split.json", json.dumps(content).encode())
+    examples = [{"image": png(i), "label": np.int64(i)} for i in range(47)]
+    with mocked({"train": examples}):
+        found = levels(
+            open_source(
+                "tfds:emnist/balanced", tmp_path, split=str(tmp_path / "split.json")
+            )
+        )
+    assert {name: level for name, (_, level) in found.items()} == {
+        name: [int(name)] for name in names
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("nothing_like_this", "cannot be read: Dataset nothing_like_this not found"),
-        ("div2k", "must have features image and label; it has lr, hr"),
+        ("div2k", "must have image: Image and label: ClassLabel; it has lr: Image"),
+        ("lfw", "ClassLabel; it has .*label: Text"),
+        ("mnist:9.9.9", "cannot be read: .*9.9.9"),
         ("mnist", r"no mnist prepared.*tfds build mnist"),
     ],
 )
