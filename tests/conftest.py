@@ -31,8 +31,9 @@ def pytest_configure(config):
     # Programs that a test starts compile alike, as their numbers are compared.
     chosen = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     jax.config.update("jax_disable_most_optimizations", chosen == "1")
-    if "PYTEST_XDIST_WORKER" not in os.environ and _has_older_fusions():
-        # For the processes that run the tests: this one has read the variable already.
+    started = config.getoption("numprocesses", None)
+    if started and not hasattr(config, "workerinput") and _has_older_fusions():
+        # For the processes that run the tests, if any: this one has read the variable.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --{NEW_FUSIONS}=false".strip()
 

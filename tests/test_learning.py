@@ -14,7 +14,7 @@ from l2f_jax.data.writer import write_bank
 from l2f_jax.problems import build
 from tests import tiny
 
-pytestmark = pytest.mark.mixed_dtypes  # Adam
+pytestmark = [pytest.mark.mixed_dtypes, pytest.mark.slow]  # Adam
 
 SIDE, STRENGTH, ITERATIONS = 8, 15, 300
 

@@ -59,7 +59,10 @@ def start(devices: int, **environment: str) -> subprocess.Popen:
 
 
 def result(process: subprocess.Popen) -> dict:
-    output, message = process.communicate(timeout=300)
+    try:
+        output, message = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, message
     return json.loads(output.splitlines()[-1])  # gloo talks before it
 
@@ -87,10 +90,9 @@ def together():
     ]
     try:
         return [result(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    finally:  # the second, if the first failed
+        processes[1].kill()
+        processes[1].wait()
 
 
 def test_there_are_four_devices(found):
