@@ -10,7 +10,7 @@ paper's panels, as the runs' environment is). 6 is not in the paper: what gamma 
 behind a batch normalisation, and what it is generated from. Panels over training take
 the start and every checkpoint that is there: train with --config.training.keep_every=1
 for one of each epoch. Panels 4b and 5b are of the scores that evaluate.py wrote; where
-it has not judged the newest checkpoint, this does.
+it has not judged the newest and the best checkpoints, this does.
 """
 
 from collections.abc import Callable, Sequence

@@ -26,38 +26,41 @@ def read_config(run: Path) -> ConfigDict:
     return ConfigDict(read_record(run)["config"])
 
 
+def newest(run: Path) -> tuple[int, bool]:
+    """Return the step of the newest checkpoint, and whether it has its score.
+
+    (0, False) if there is none.
+    """
+    folder = run / "checkpoints"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return 0, False
+    try:
+        with Checkpoints(folder, read_only=True) as saved:
+            return saved.latest or 0, saved.ranked
+    except ValueError:  # killed while it saved its first one
+        return 0, False
+
+
 def newest_step(run: Path) -> int:
     """Return the step of the newest complete checkpoint, 0 if there is none."""
-    return _newest(run)[0]
+    return newest(run)[0]
 
 
 def is_complete(run: Path, iterations: int) -> bool:
     """Say whether a run has been trained to its end, and that validated."""
-    step, ranked = _newest(run)
-    return step >= iterations and ranked
+    step, ranked = newest(run)
+    return ranked and step >= iterations
 
 
 def check_complete(run: Path) -> None:
     """Raise ValueError unless a run has been trained to its end, and validated."""
     last = read_config(run).training.iterations
-    if not is_complete(run, last):
-        step = newest_step(run)
+    step, ranked = newest(run)
+    if not ranked or step < last:
         raise ValueError(
             f"{run} is unfinished: its last checkpoint is of step {step} of {last}"
             + (", not validated yet" if step >= last else "")
         )
-
-
-def _newest(run: Path) -> tuple[int, bool]:
-    """Return `newest_step`, and whether it awaits no score."""
-    folder = run / "checkpoints"
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return 0, True
-    try:
-        with Checkpoints(folder, read_only=True) as saved:
-            return saved.latest or 0, not saved.unranked
-    except ValueError:  # killed while it saved its first one
-        return 0, True
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:

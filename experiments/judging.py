@@ -48,7 +48,7 @@ def evaluate(
 def judged(
     run: Path, split: str = "test", tasks: int | None = None, bank: str | None = None
 ) -> Evaluation:
-    """Read what is recorded of the newest checkpoint; where nothing is, evaluate.
+    """Read what is recorded of the newest and the best checkpoints, or evaluate them.
 
     Arguments as `evaluate`, which is not asked for the `whole`; without `tasks`, any
     number of recorded ones will do.

@@ -117,7 +117,11 @@ class Recorder:
             return
         self.path = run / "metrics.jsonl"
         _drop_after(self.path, step, validated)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        again = [] if validated else [r for r in read_metrics(run) if r["step"] == step]
+        purged = step + validated
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=purged)
+        for record in again:
+            self._show_on_board(record)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -138,9 +142,13 @@ class Recorder:
         line = to_json({"step": step, **{k: float(v) for k, v in values.items()}})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, float(value), step)
+        self._show_on_board({"step": step, **values})
         self.bar.update(self.task, completed=step)
+
+    def _show_on_board(self, record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                self.board.add_scalar(name, float(value), int(record["step"]))
 
     def say(self, message: str) -> None:
         """Show one line."""
@@ -148,9 +156,11 @@ class Recorder:
             self.console.print(message, highlight=False, soft_wrap=True)
 
     def time_left(self, step: int) -> str:
-        """Estimate the time that is left, as h:mm:ss."""
-        done = max(step - self.start, 1)
-        seconds = (time.monotonic() - self.began) / done * (self.total - step)
+        """Estimate the time that is left, as h:mm:ss; "?" before a step is taken."""
+        if step == self.start:
+            return "?"
+        passed = time.monotonic() - self.began
+        seconds = passed / (step - self.start) * (self.total - step)
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
@@ -181,8 +191,9 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 def _drop_after(path: Path, step: int, validated: bool) -> None:
     def done(record: dict[str, float]) -> bool:
-        validation = any(name.startswith("validation/") for name in record)
-        return record["step"] < step + (validated or not validation)
+        if record["step"] != step or validated:
+            return record["step"] <= step
+        return not any(name.startswith("validation/") for name in record)
 
     kept = [record for record in read_metrics(path.parent) if done(record)]
     if path.exists():

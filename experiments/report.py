@@ -3,8 +3,9 @@
     python experiments/report.py runs/icons/l2f runs/icons/maml --out=report.html
 
 Differences are from the first run, on the same test tasks. Scores are those that
-evaluate.py wrote; where it has not judged the newest checkpoint, this does. The page
-needs no other file and no network; report.md beside it says the same in Markdown.
+evaluate.py wrote; where it has not judged the newest and the best checkpoints, this
+does. The page needs no other file and no network; report.md beside it says the same in
+Markdown.
 """
 
 import math

@@ -82,8 +82,8 @@ def judge(
 ) -> dict[str, Evaluation]:
     """Return the scores of the runs by their names, all on the same tasks.
 
-    Those that `evaluate.py` wrote for the newest checkpoint; where it has not, the run
-    is evaluated and the scores recorded in the same way.
+    Those that `evaluate.py` wrote for the newest and the best checkpoints; where it has
+    not, the run is evaluated and the scores recorded in the same way.
 
     Args:
       split: "test" or "val".

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments import launch
-from experiments.identity import check_same, is_complete, newest_step, resolved
+from experiments.identity import check_same, newest, resolved
 from experiments.locking import alone
 from experiments.recording import Recorder, environment, write_json
 from l2f_jax.checkpoint import Checkpoints
@@ -72,21 +72,21 @@ def train(config: ConfigDict, run: Path) -> bool:
         if restored is not None:
             state, _ = restored
         step, total = int(state.step), schedule.iterations
-        recorder = Recorder(run, step, total, validated=not checkpoints.unranked)
+        recorder = Recorder(run, step, total, validated=checkpoints.ranked)
         with recorder, Interruption() as interruption:
             recorder.say(f"{run}: step {step} of {total}; {experiment.protocol}")
             while not interruption.agreed():
-                if checkpoints.unranked:  # saved first: validation may take minutes
+                # Saved first: validation may take minutes.
+                if not checkpoints.ranked and step == schedule.boundary(step - 1):
                     validate(experiment, state, step, recorder, checkpoints)
                 elif step < total:
                     state, step = train_epoch(
                         experiment, state, step, recorder, interruption, checkpoints
                     )
-                    ended = step == schedule.boundary(step - 1)
-                    checkpoints.save(step, state, candidate=ended)
+                    checkpoints.save(step, state)
                 else:
                     break
-        complete = step == total and not checkpoints.unranked
+        complete = step == total and checkpoints.ranked
         recorder.say(f"{run}: {'complete' if complete else 'interrupted'} at {step}")
     return complete
 
@@ -196,8 +196,8 @@ def claim(run: Path, config: ConfigDict, experiment: Experiment) -> None:
         )
     # All check, as opening checkpoints takes all processes, and before one writes.
     multihost_utils.sync_global_devices("checked")
-    step = newest_step(run)  # asked in all, too
-    complete = is_complete(run, experiment.schedule.iterations)
+    step, ranked = newest(run)  # asked in all, too
+    complete = ranked and step >= experiment.schedule.iterations
     if jax.process_index() == 0:
         run.mkdir(parents=True, exist_ok=True)
         if not path.exists():

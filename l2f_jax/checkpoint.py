@@ -3,10 +3,11 @@
 One folder per saved step, `directory/<step>`, holds the state (arrays, by Orbax) and a
 record (JSON: the caller's metadata, the tables of the best and of the regular steps,
 the shape and dtype of every leaf). A state is saved before it is validated: once its
-score is known, the new table of the best is put beside. Kept are the newest step and
-the steps in its tables, so ranking can never delete the newest. Orbax renames a folder
-into place when it is complete and deletes others only then: the newest folder is always
-whole and its tables say which others are.
+score is known, the new table of the best is put beside. Kept are the newest step, the
+one before until the newest has its score, and the steps in the tables, so ranking can
+never delete the newest. Orbax renames a folder into place when it is complete and
+deletes others only then: the newest folder is always whole and its tables say which
+others are.
 What else a killed process left over goes at the next start or with the next save.
 """
 
@@ -15,7 +16,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,6 +26,23 @@ from l2f_jax import leaves
 
 _STATE, _RECORD, _BEST = "state", "record", "best.json"
 _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
+
+
+class _Tables(NamedTuple):
+    """Which steps are kept, and why.
+
+    best: (step, score), best first. regular: multiples of `keep_every`. previous: the
+    step before the newest, while that is not `ranked`.
+    """
+
+    best: list[tuple[int, float]]
+    regular: list[int]
+    previous: list[int]
+    ranked: bool
+
+    @property
+    def steps(self) -> set[int]:
+        return {*(step for step, _ in self.best), *self.regular, *self.previous}
 
 
 class Checkpoints:
@@ -65,7 +83,7 @@ class Checkpoints:
         self._read_only = read_only
         self._kept = _KeepSteps()
         self._manager = _manager(self._directory, self._kept, read_only)
-        self._best, self._regular, self._unranked = self._read_tables()
+        self._tables = self._read_tables()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -81,27 +99,20 @@ class Checkpoints:
     @property
     def best(self) -> list[tuple[int, float]]:
         """(step, score) of the best steps, best first; of equals the later first."""
-        return list(self._best)
+        return list(self._tables.best)
 
     @property
-    def unranked(self) -> bool:
-        """Whether the newest step is a candidate whose score is not known yet."""
-        return self._unranked
+    def ranked(self) -> bool:
+        """Whether the newest step has its score."""
+        return self._tables.ranked
 
     @property
     def steps(self) -> list[int]:
-        """All kept steps, in order: the newest, the best and the regular ones."""
+        """All kept steps, in order."""
         newest = [] if self.latest is None else [self.latest]
-        return sorted({*newest, *self._regular, *(step for step, _ in self._best)})
+        return sorted({*newest, *self._tables.steps})
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        metadata: dict | None = None,
-        *,
-        candidate: bool = False,
-    ) -> None:
+    def save(self, step: int, state: Any, metadata: dict | None = None) -> None:
         """Start saving a step; the state may be donated or overwritten at once.
 
         Saving the newest step again does nothing: a state is determined by its step.
@@ -110,8 +121,6 @@ class Checkpoints:
           step: greater than every step saved before.
           state: any tree of arrays, typed keys included.
           metadata: what JSON can hold; given back by the restore.
-          candidate: whether `rank` will give it a score; if not, it is kept as the
-            newest step alone.
         Raises:
           ValueError: if `step` lies before the newest, or the run was opened with
             `read_only`.
@@ -121,20 +130,22 @@ class Checkpoints:
             if step == self.latest:
                 return
             raise ValueError(f"`step` ({step}) must exceed the newest, {self.latest}")
-        regular = self._regular
+        regular, previous = self._tables.regular, self.latest
         if self._keep_every and step % self._keep_every == 0:
             regular = [*regular, step]
+        tables = self._tables._replace(
+            regular=regular,
+            previous=[] if previous is None else [previous],
+            ranked=False,
+        )
         record = {
             "metadata": metadata or {},
-            "best": self._best,
-            "regular": regular,
-            "candidate": candidate,
+            **tables._asdict(),
             "leaves": leaves.describe(state),
         }
         # Fail, and take the snapshot, here rather than in the writing thread.
         record = json.loads(json.dumps(record))
-        self._regular, self._unranked = regular, candidate
-        self._kept.steps = {step, *regular, *(entry[0] for entry in self._best)}
+        self._tables, self._kept.steps = tables, {step, *tables.steps}
         args = {
             _STATE: ocp.args.StandardSave(state),
             _RECORD: ocp.args.JsonSave(record),
@@ -148,13 +159,13 @@ class Checkpoints:
           score: finite, higher is better (validation accuracy); the step is kept as
             long as it is among the `keep_best` best.
         Raises:
-          ValueError: if `score` is not finite, the newest step is no candidate or has
-            a score, or the run was opened with `read_only`.
+          ValueError: if `score` is not finite, there is no step or the newest has its
+            score, or the run was opened with `read_only`.
         """
         self._check_writable()
-        if self.latest is None or not self._unranked:
+        if self.latest is None or self.ranked:
             raise ValueError(f"the newest step ({self.latest}) awaits no score")
-        best = _insert(self._best, self.latest, float(score))[: self._keep_best]
+        best = _insert(self.best, self.latest, float(score))[: self._keep_best]
         self.wait()
         if jax.process_index() == 0:
             path = self._directory / str(self.latest) / _BEST
@@ -162,7 +173,9 @@ class Checkpoints:
             partial.write_text(json.dumps(best))
             partial.replace(path)
         multihost_utils.sync_global_devices("ranked")  # all read the same from now on
-        self._best, self._unranked = best, False
+        self._tables = self._tables._replace(best=best, previous=[], ranked=True)
+        for step in set(self._manager.all_steps()) - {*self.steps}:
+            self._manager.delete(step)
 
     def restore_latest(self, like: Any) -> tuple[Any, dict] | None:
         """Return (state, metadata) of the newest step, None if nothing was saved.
@@ -182,12 +195,12 @@ class Checkpoints:
         `like` and errors as for `restore_latest`; ValueError also if `rank` is not
         among the kept ones.
         """
-        if not 0 <= rank < len(self._best):
+        if not 0 <= rank < len(self.best):
             raise ValueError(
-                f"`rank` ({rank}) must be in [0, {len(self._best)}), the scored "
+                f"`rank` ({rank}) must be in [0, {len(self.best)}), the scored "
                 f"checkpoints in '{self._directory}'"
             )
-        return self.restore(self._best[rank][0], like)
+        return self.restore(self.best[rank][0], like)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Return (state, metadata) of one of `steps`; as for `restore_latest`.
@@ -233,19 +246,23 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"'{self._directory}' was opened with `read_only`")
 
-    def _read_tables(self) -> tuple[list[tuple[int, float]], list[int], bool]:
-        """Return the tables of the best and the regular steps, and `unranked`."""
+    def _read_tables(self) -> _Tables:
         step = self.latest
         if step is None:
-            return [], [], False
+            return _Tables([], [], [], ranked=True)
         saved, record = set(self._manager.all_steps()), self._record(step)
-        ranked = self._directory / str(step) / _BEST
-        table = json.loads(ranked.read_text()) if ranked.exists() else record["best"]
-        best = [(s, score) for s, score in table if s in saved]
-        # Older runs have no table of regular steps, and no candidates without a score.
-        regular = [s for s in record.get("regular", []) if s in saved]
-        unranked = record.get("candidate", False) and not ranked.exists()
-        return best[: self._keep_best], regular, unranked
+        try:  # at once: a run that goes on may write it, or delete its folder
+            table = json.loads((self._directory / str(step) / _BEST).read_text())
+            ranked = True
+        except FileNotFoundError:
+            # Older runs saved a state with its score, and have no other tables.
+            table, ranked = record["best"], record.get("ranked", True)
+        best = [(s, score) for s, score in table if s in saved][: self._keep_best]
+        regular, previous = (
+            [s for s in record.get(name, []) if s in saved]
+            for name in ("regular", "previous")
+        )
+        return _Tables(best, regular, [] if ranked else previous, ranked)
 
 
 class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):

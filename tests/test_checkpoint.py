@@ -63,7 +63,7 @@ def folders(directory) -> list[str]:
 
 
 def save_ranked(checkpoints, step, state, score, metadata=None) -> None:
-    checkpoints.save(step, state, metadata, candidate=True)
+    checkpoints.save(step, state, metadata)
     checkpoints.rank(score)
 
 
@@ -133,16 +133,21 @@ def test_regular_steps_are_kept_besides_the_best(tmp_path):
             checkpoints.restore(4, {"x": np.float64(0)})
 
 
-def test_table_without_regular_steps_is_read(tmp_path):
+def test_tables_of_older_programs_are_read(tmp_path):
     with Checkpoints(tmp_path, keep_every=1) as checkpoints:
         checkpoints.save(1, {"x": np.float64(1)})
         checkpoints.save(2, {"x": np.float64(2)})
     record = tmp_path / "2" / "record" / "metadata"
     table = json.loads(record.read_text())
-    assert table.pop("regular") == [1, 2]
-    record.write_text(json.dumps(table))
+    assert [table.pop(name) for name in ("regular", "previous", "ranked")] == [
+        [1, 2],
+        [1],
+        False,
+    ]
+    record.write_text(json.dumps(table | {"best": [[2, 0.5]]}))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps == [2]
+        assert checkpoints.ranked and checkpoints.best == [(2, 0.5)]
 
 
 def test_negative_numbers_of_kept_steps_are_refused(tmp_path):
@@ -180,7 +185,7 @@ def test_leftovers_of_a_killed_process_are_removed(two_saved):
     (two_saved / "0" / "record").mkdir(parents=True)
     with Checkpoints(two_saved) as checkpoints:
         assert (checkpoints.latest, checkpoints.best) == (2, [(1, 0.5)])
-        checkpoints.save(3, filled(3))
+        save_ranked(checkpoints, 3, filled(3), 0.25)
     assert folders(two_saved) == ["1", "3"]
 
 
@@ -241,11 +246,12 @@ def test_a_step_before_the_newest_is_refused(two_saved):
             checkpoints.save(1, filled(1))
 
 
-def test_only_a_candidate_is_ranked_and_once(two_saved):
-    with Checkpoints(two_saved) as checkpoints:
-        with pytest.raises(ValueError, match=r"newest step \(2\) awaits no score"):
+def test_a_step_is_ranked_once_it_is_saved_and_only_once(two_saved, tmp_path):
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        with pytest.raises(ValueError, match=r"newest step \(None\) awaits no score"):
             checkpoints.rank(0.5)
-        checkpoints.save(3, filled(3), candidate=True)
+    with Checkpoints(two_saved) as checkpoints:
+        checkpoints.save(3, filled(3))
         with pytest.raises(ValueError, match=r"`score` \(nan\) of step 3 must be fin"):
             checkpoints.rank(float("nan"))
         checkpoints.rank(0.25)
@@ -254,18 +260,30 @@ def test_only_a_candidate_is_ranked_and_once(two_saved):
         assert checkpoints.best == [(1, 0.5), (3, 0.25)]
 
 
-def test_a_candidate_awaits_its_score_in_the_next_process_too(two_saved):
+def test_the_step_before_is_kept_until_the_newest_has_its_score(two_saved):
     with Checkpoints(two_saved) as checkpoints:
-        checkpoints.save(3, filled(3), candidate=True)
-        assert checkpoints.unranked
+        checkpoints.save(3, filled(3))
+        assert checkpoints.steps == [1, 2, 3]
+    assert folders(two_saved) == ["1", "2", "3"]
+    with Checkpoints(two_saved, keep_best=1) as checkpoints:
+        assert checkpoints.steps == [1, 2, 3]
+        assert checkpoints.restore(2, filled(0)) is not None
+        checkpoints.rank(0.75)
+        assert checkpoints.steps == [3]
+    assert folders(two_saved) == ["3"]
+
+
+def test_a_step_awaits_its_score_in_the_next_process_too(two_saved):
     with Checkpoints(two_saved) as checkpoints:
-        assert checkpoints.unranked and checkpoints.best == [(1, 0.5)]
+        checkpoints.save(3, filled(3))
+        assert not checkpoints.ranked
+    with Checkpoints(two_saved) as checkpoints:
+        assert not checkpoints.ranked and checkpoints.best == [(1, 0.5)]
         checkpoints.rank(0.75)
     with Checkpoints(two_saved, keep_best=1) as checkpoints:
-        assert not checkpoints.unranked and checkpoints.best == [(3, 0.75)]
+        assert checkpoints.ranked and checkpoints.best == [(3, 0.75)]
         assert checkpoints.restore_best(0, filled(0)) is not None
         checkpoints.save(4, filled(4))
-    assert folders(two_saved) == ["3", "4"]
     with Checkpoints(two_saved) as checkpoints:
         assert checkpoints.best == [(3, 0.75)]
 
@@ -273,8 +291,8 @@ def test_a_candidate_awaits_its_score_in_the_next_process_too(two_saved):
 def test_metadata_that_json_cannot_hold_leaves_the_tables_alone(two_saved):
     with Checkpoints(two_saved) as checkpoints:
         with pytest.raises(TypeError, match="not JSON serializable"):
-            checkpoints.save(3, filled(3), {"x": object()}, candidate=True)
-        assert (checkpoints.latest, checkpoints.unranked) == (2, False)
+            checkpoints.save(3, filled(3), {"x": object()})
+        assert checkpoints.latest == 2 and checkpoints.steps == [1, 2]
 
 
 def test_wrong_directories_get_one_sentence(tmp_path):
@@ -322,7 +340,7 @@ def save_forever(directory: str) -> None:
     with Checkpoints(directory) as checkpoints:
         checkpoints.restore_latest(filled(0))
         first = (checkpoints.latest or 0) + 1
-        if checkpoints.unranked:  # killed between the two calls
+        if not checkpoints.ranked:  # killed between the two calls
             checkpoints.rank(score(first - 1))
         for step in range(first, sys.maxsize):
             save_ranked(checkpoints, step, filled(step), score(step), {"step": step})
@@ -346,7 +364,7 @@ def test_killed_at_any_moment_the_newest_and_the_best_are_complete(tmp_path):
             state, metadata = checkpoints.restore_latest(filled(0))
             assert_same(state, filled(newest))
             assert metadata == {"step": newest}
-            last = newest - checkpoints.unranked
+            last = newest - (not checkpoints.ranked)
             ranked = sorted(((score(s), s) for s in range(1, last + 1)), reverse=True)
             assert checkpoints.best == [(s, a) for a, s in ranked[:3]]
             for rank, (step, _) in enumerate(checkpoints.best):

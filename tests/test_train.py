@@ -154,8 +154,7 @@ def test_killed_run_resumes_identically(uninterrupted, tmp_path, step):
     assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
 
 
-@pytest.mark.parametrize("step", [6, 12])
-@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize(("step", "logged"), [(6, True), (12, False)])
 def test_a_run_killed_while_it_validates_resumes_there(
     uninterrupted, tmp_path, monkeypatch, step, logged
 ):
@@ -179,7 +178,7 @@ def test_a_run_killed_while_it_validates_resumes_there(
         with pytest.raises(Killed):
             train(tiny.get_config(), run)
     with Checkpoints(run / "checkpoints", read_only=True) as saved:
-        assert (saved.latest, saved.unranked) == (step, True)
+        assert (saved.latest, saved.ranked) == (step, False)
     if step == 12:
         with pytest.raises(ValueError, match="of step 12 of 12, not validated yet"):
             check_complete(run)
@@ -268,6 +267,51 @@ def test_not_finite_loss_stops_with_step_and_checkpoint(tmp_path):
     run_json.write_text(json.dumps(record))
     with pytest.raises(FloatingPointError, match="at step 7; .* is step 6"):
         train(config, tmp_path / "run")
+
+
+def test_not_finite_validation_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    def built(config):
+        experiment = build(config)
+
+        def scores(predictions):
+            found, value = experiment.scores(predictions), next(values)
+            return {name: np.full_like(x, value) for name, x in found.items()}
+
+        return experiment._replace(scores=scores)
+
+    values = iter([0.9, 0.1, np.nan, np.nan])
+    monkeypatch.setattr(training, "build", built)
+    config = tiny.get_config()
+    config.evaluation.ensemble, config.training.iterations_per_epoch = 1, 3
+    for _ in range(2):  # it validates again when it goes on, and stops as before
+        with pytest.raises(FloatingPointError, match="not finite at step 9; .* step 6"):
+            train(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as saved:
+        assert (saved.steps, saved.best) == ([3, 6, 9], [(3, 0.9)])
+
+
+def test_a_run_that_is_to_end_where_it_was_interrupted_is_validated(
+    tmp_path, monkeypatch
+):
+    def built(config):
+        experiment = build(config)
+
+        def update(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return experiment.update(*arguments)
+
+        return experiment._replace(update=update)
+
+    config = tiny.get_config()
+    with monkeypatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "build", built)
+        assert not train(config, tmp_path / "run")
+    config.training.iterations = 3
+    with pytest.raises(ValueError, match="of step 3 of 12"):
+        check_complete(tmp_path / "run")
+    assert train(config, tmp_path / "run")
+    assert [step for step, _ in ranking(tmp_path / "run")] == [3]
+    check_complete(tmp_path / "run")
 
 
 def test_another_config_is_refused(uninterrupted):
