@@ -24,6 +24,7 @@ def finished(config, folder):
     claim(folder, config, experiment)
     with Checkpoints(folder / "checkpoints") as saved:
         saved.save(config.training.iterations, experiment.init(config.seed))
+        saved.rank(0.0)
     return open_runs([folder])[0]
 
 

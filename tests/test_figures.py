@@ -40,6 +40,7 @@ def runs(tmp_path_factory):
     claim(maml, plain, build(plain))
     with Checkpoints(maml / "checkpoints") as saved:
         saved.save(6, build(plain).init(0))
+        saved.rank(0.0)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types"},
-    {"tree", "backend"},
+    {"tree", "leaves", "backend"},
     {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
     {"embeddings"},
     {"transforms", "inner"},
