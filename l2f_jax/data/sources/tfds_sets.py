@@ -144,7 +144,7 @@ def _open(name: str, path: Path) -> tuple[dict[str, Sequence[Any]], Any]:
     try:
         builder: Any = tfds.builder(name, data_dir=path)
     except (ValueError, ImportError, AssertionError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"`source` ('tfds:{name}') cannot be read: {first}") from None
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     features = dict(builder.info.features or {})
