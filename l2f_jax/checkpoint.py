@@ -12,37 +12,20 @@ What else a killed process left over goes at the next start or with the next sav
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from l2f_jax import leaves
+from l2f_jax.retention import Kept
 
 _STATE, _RECORD, _BEST = "state", "record", "best.json"
 _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
-
-
-class _Tables(NamedTuple):
-    """Which steps are kept, and why.
-
-    best: (step, score), best first. regular: multiples of `keep_every`. previous: the
-    step before the newest, while that is not `ranked`.
-    """
-
-    best: list[tuple[int, float]]
-    regular: list[int]
-    previous: list[int]
-    ranked: bool
-
-    @property
-    def steps(self) -> set[int]:
-        return {*(step for step, _ in self.best), *self.regular, *self.previous}
 
 
 class Checkpoints:
@@ -130,14 +113,7 @@ class Checkpoints:
             if step == self.latest:
                 return
             raise ValueError(f"`step` ({step}) must exceed the newest, {self.latest}")
-        regular, previous = self._tables.regular, self.latest
-        if self._keep_every and step % self._keep_every == 0:
-            regular = [*regular, step]
-        tables = self._tables._replace(
-            regular=regular,
-            previous=[] if previous is None else [previous],
-            ranked=False,
-        )
+        tables = self._tables.with_step(step, self.latest, self._keep_every)
         record = {
             "metadata": metadata or {},
             **tables._asdict(),
@@ -165,15 +141,15 @@ class Checkpoints:
         self._check_writable()
         if self.latest is None or self.ranked:
             raise ValueError(f"the newest step ({self.latest}) awaits no score")
-        best = _insert(self.best, self.latest, float(score))[: self._keep_best]
+        tables = self._tables.with_score(self.latest, float(score), self._keep_best)
         self.wait()
         if jax.process_index() == 0:
             path = self._directory / str(self.latest) / _BEST
             partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(best))
+            partial.write_text(json.dumps(tables.best))
             partial.replace(path)
         multihost_utils.sync_global_devices("ranked")  # all read the same from now on
-        self._tables = self._tables._replace(best=best, previous=[], ranked=True)
+        self._tables = tables
         for step in set(self._manager.all_steps()) - {*self.steps}:
             self._manager.delete(step)
 
@@ -246,23 +222,19 @@ class Checkpoints:
         if self._read_only:
             raise ValueError(f"'{self._directory}' was opened with `read_only`")
 
-    def _read_tables(self) -> _Tables:
+    def _read_tables(self) -> Kept:
         step = self.latest
         if step is None:
-            return _Tables([], [], [], ranked=True)
+            return Kept()
         saved, record = set(self._manager.all_steps()), self._record(step)
         try:  # at once: a run that goes on may write it, or delete its folder
-            table = json.loads((self._directory / str(step) / _BEST).read_text())
+            best = json.loads((self._directory / str(step) / _BEST).read_text())
             ranked = True
         except FileNotFoundError:
             # Older runs saved a state with its score, and have no other tables.
-            table, ranked = record["best"], record.get("ranked", True)
-        best = [(s, score) for s, score in table if s in saved][: self._keep_best]
-        regular, previous = (
-            [s for s in record.get(name, []) if s in saved]
-            for name in ("regular", "previous")
-        )
-        return _Tables(best, regular, [] if ranked else previous, ranked)
+            best, ranked = record["best"], record.get("ranked", True)
+        kept = Kept(best, record.get("regular", []), record.get("previous", []), ranked)
+        return kept.among(saved, self._keep_best)
 
 
 class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):
@@ -302,12 +274,3 @@ def _check_directory(directory: Path, must_exist: bool) -> None:
         )
     if must_exist and not others:
         raise ValueError(f"`directory` ('{directory}') holds no checkpoints")
-
-
-def _insert(
-    best: list[tuple[int, float]], step: int, score: float
-) -> list[tuple[int, float]]:
-    """Add to a table that is sorted by score, then step, both descending."""
-    if not math.isfinite(score):
-        raise ValueError(f"`score` ({score}) of step {step} must be finite")
-    return sorted([*best, (step, score)], key=lambda e: (e[1], e[0]), reverse=True)

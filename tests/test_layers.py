@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types"},
-    {"tree", "leaves", "backend"},
+    {"tree", "leaves", "retention", "backend"},
     {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
     {"embeddings"},
     {"transforms", "inner"},
