@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from l2f_jax.inner import constant
 from l2f_jax.parallel import REPLICATED, map_over_tasks
+from l2f_jax.tree import at
 from l2f_jax.types import Array, Learner, MetaParams, Stats
 
 GROUPS = 32  # of tasks, in one call of a compiled pass; bounds what it holds of them
@@ -65,14 +66,13 @@ def make_measure(
 
     compiled = jax.jit(run, out_shardings=NamedSharding(mesh, REPLICATED))
 
-    def part(arguments: tuple, items, numbers: np.ndarray):
-        taken = jax.tree.map(lambda x: x[numbers], items)
-        return jax.tree.map(np.asarray, compiled(*arguments, taken))
-
     def measured(meta: MetaParams, stats: Stats, shared, items):
-        tasks = len(jax.tree.leaves(items)[0])
-        parts = _parts(tasks, mesh.size * at_once)
-        found = [part((meta, stats, shared), items, numbers) for numbers in parts]
+        tasks, found = len(jax.tree.leaves(items)[0]), []
+        for numbers in _parts(tasks, mesh.size * at_once):
+            taken = at(items, numbers)
+            if found:  # fetched now, so that these were read while it was computed
+                found[-1] = jax.tree.map(np.asarray, found[-1])
+            found.append(compiled(meta, stats, shared, taken))
         return jax.tree.map(lambda *x: np.concatenate(x)[:tasks], *found)
 
     return measured
