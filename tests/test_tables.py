@@ -493,6 +493,7 @@ launch.guard(tables.main)
 """
 
 
+@pytest.mark.slow  # starts many programs; .ci/run has it
 def test_a_killed_table_goes_on_where_it_was(tmp_path):
     root = Path(__file__).parent.parent
     budget = 600

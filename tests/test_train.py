@@ -123,6 +123,7 @@ def test_resumed_run_is_identical(uninterrupted, tmp_path):
     assert read_metrics(uninterrupted) == read_metrics(tmp_path / "run")
 
 
+@pytest.mark.slow  # starts many programs; .ci/run has it
 def test_resumed_run_of_optimised_programs_on_two_devices_is_identical(tmp_path):
     optimised = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_NUM_CPU_DEVICES": "2"}
     for run, iterations in (("parts", 9), ("parts", 12), ("whole", 12)):
@@ -234,6 +235,7 @@ def test_sigterm_saves_first(tmp_path):
         assert saved.latest == read_metrics(tmp_path / "run")[-1]["step"]
 
 
+@pytest.mark.slow  # starts many programs; .ci/run has it
 def test_sigterm_to_one_of_two_processes_stops_both(tmp_path):
     first_order = "--config.training.order=1"
     long = "--config.training.iterations_per_epoch=100000"
