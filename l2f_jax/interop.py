@@ -8,7 +8,6 @@ columns and computes nothing, so it is exact in both directions.
 """
 
 import importlib
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from l2f_jax.layouts import (
+    FeatureMap,
+    channels_first,
+    channels_last,
+    head_rows,
+    reorder,
+)
 from l2f_jax.models.norm import Norm
 from l2f_jax.official import (
     ATTENUATOR,
@@ -33,8 +39,6 @@ from l2f_jax.types import MetaParams
 
 # Statistics that the official code stores and never normalises with.
 _UNUSED = re.compile(r"\.(running_mean|running_var|num_batches_tracked|backup_\w+)$")
-
-FeatureMap = tuple[int, int] | None
 
 
 class OfficialModel(NamedTuple):
@@ -135,14 +139,14 @@ def from_official(
     check_state(form, tensors)
 
     params: Arrays = {path: tensors[name] for name, path in form.names.items()}
-    params = {path: _channels_last(path, x) for path, x in sorted(params.items())}
-    rows = _head_rows(form, params, feature_map)
+    params = {path: channels_last(path, x) for path, x in sorted(params.items())}
+    rows = head_rows(form, params, feature_map)
     params["head/kernel"] = params["head/kernel"][rows]
     rates = dict(sorted(zip(form.adapted, tensors[RATES].T.copy(), strict=True)))
     phi = ()
     if form.attenuate:
         phi = {path: tensors[name].T for name, path in ATTENUATOR.items()}
-        phi = _reorder(phi, np.argsort(form.adapted))
+        phi = reorder(phi, np.argsort(form.adapted))
     return OfficialModel(
         meta=MetaParams(params, phi, rates if learned_rates else ()),
         network=form.network,
@@ -178,16 +182,16 @@ def to_official(
     form = form_of_params(params, rates)
     phi = _attenuator(meta.transform, len(form.adapted))
 
-    rows = _head_rows(form, params, feature_map)
+    rows = head_rows(form, params, feature_map)
     params["head/kernel"] = params["head/kernel"][np.argsort(rows)]
     state = {RATES: np.stack([rates[path] for path in form.adapted], axis=1)}
     for name, path in form.names.items():
-        state[name] = _channels_first(path, params[path])
+        state[name] = channels_first(path, params[path])
     for layer in form.layers:
         state |= _stored_norm(form, layer, state)
     if phi:
         # argsort leads to sorted order; the argsort of that leads back.
-        phi = _reorder(phi, np.argsort(np.argsort(form.adapted)))
+        phi = reorder(phi, np.argsort(np.argsort(form.adapted)))
         state |= {name: phi[path].T.copy() for name, path in ATTENUATOR.items()}
     return state
 
@@ -231,46 +235,6 @@ def _attenuator(transform: Any, n: int) -> Arrays:
             f"`meta.transform` ({found or transform}) must be () or have {wanted}"
         )
     return {path: _array(x) for path, x in phi.items()}
-
-
-def _head_rows(form: Form, params: Arrays, feature_map: FeatureMap) -> np.ndarray:
-    """Return the official (C, H, W) position of each of our (H, W, C) features."""
-    features = len(params["head/kernel"])
-    channels = params[f"{form.layers[-1].conv}/kernel"].shape[-1]
-    side = math.isqrt(features // channels)
-    height, width = feature_map or (side, side)
-    if height * width * channels != features:
-        raise ValueError(
-            f"`feature_map` ({feature_map}) must be (height, width) of a map with "
-            f"{channels} channels and {features} features"
-            + ("" if feature_map else "; it cannot be square")
-        )
-    positions = np.arange(features).reshape(channels, height, width)
-    return positions.transpose(1, 2, 0).ravel()
-
-
-def _reorder(phi: Arrays, order: np.ndarray) -> Arrays:
-    """Permute inputs and outputs of the attenuator; its hidden units stay."""
-    return {
-        "layer_0/kernel": phi["layer_0/kernel"][order],
-        "layer_0/bias": phi["layer_0/bias"],
-        "layer_1/kernel": phi["layer_1/kernel"][:, order],
-        "layer_1/bias": phi["layer_1/bias"][order],
-    }
-
-
-def _channels_last(path: str, x: np.ndarray) -> np.ndarray:
-    """Turn OIHW into HWIO, CHW into HWC and [out, in] into [in, out]."""
-    axes = {4: (2, 3, 1, 0), 3: (1, 2, 0)}
-    x = x.transpose(axes[x.ndim]) if x.ndim in axes else x
-    return np.ascontiguousarray(x.T if path == "head/kernel" else x)
-
-
-def _channels_first(path: str, x: np.ndarray) -> np.ndarray:
-    """Turn HWIO into OIHW, HWC into CHW and [in, out] into [out, in]."""
-    axes = {4: (3, 2, 0, 1), 3: (2, 0, 1)}
-    x = x.transpose(axes[x.ndim]) if x.ndim in axes else x
-    return np.ascontiguousarray(x.T if path == "head/kernel" else x)
 
 
 def _full_name(name: str) -> str:

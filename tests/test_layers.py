@@ -10,7 +10,7 @@ LAYERS = [
     {"types"},
     {"tree", "leaves", "retention", "backend"},
     {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
-    {"embeddings"},
+    {"embeddings", "layouts"},
     {"transforms", "inner"},
     {"learners"},
     {"recipes", "objectives"},
