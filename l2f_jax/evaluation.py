@@ -17,7 +17,7 @@ from l2f_jax.parallel import REPLICATED, map_over_tasks
 from l2f_jax.tree import at
 from l2f_jax.types import Array, Learner, MetaParams, Stats
 
-GROUPS = 32  # of tasks, in one call of a compiled pass; bounds what it holds of them
+GROUPS = 32  # of tasks, in one call of a compiled pass; two calls' items are held
 
 
 class Predictions(NamedTuple):
@@ -70,7 +70,7 @@ def make_measure(
         tasks, found = len(jax.tree.leaves(items)[0]), []
         for numbers in _parts(tasks, mesh.size * at_once):
             taken = at(items, numbers)
-            if found:  # fetched now, so that these were read while it was computed
+            if found:  # only now: items are read while the part before is computed
                 found[-1] = jax.tree.map(np.asarray, found[-1])
             found.append(compiled(meta, stats, shared, taken))
         return jax.tree.map(lambda *x: np.concatenate(x)[:tasks], *found)

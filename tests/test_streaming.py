@@ -8,6 +8,7 @@ import pytest
 
 from experiments.recording import read_metrics
 from experiments.train import train
+from l2f_jax import evaluation
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.bank import embedded_icons
 from l2f_jax.data.episodes import EpisodeSpec, preprocessing
@@ -183,3 +184,38 @@ def test_images_of_few_tasks_are_read_at_once(tasks, at_once, sizes):
     )
     assert total((), (), (), items).tolist() == list(range(tasks))
     assert [len(numbers) for numbers in items.taken] == sizes
+
+
+def test_a_part_is_read_before_the_results_of_the_one_before_are_fetched(monkeypatch):
+    happened = []
+
+    class Logged:  # NumPy, which the results are fetched by
+        def asarray(self, x):
+            happened.append(("fetched", int(x[0])))
+            return np.asarray(x)
+
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+    class Items(RawImages):
+        def __getitem__(self, tasks):
+            happened.append(("read", int(tasks[0])))
+            return super().__getitem__(tasks)
+
+    monkeypatch.setattr(evaluation, "np", Logged())
+    images = np.arange(70, dtype=np.uint8)[:, None, None, None]
+    items = Items(images, np.arange(70)[:, None, None])
+    numbers = make_measure(
+        lambda meta, stats, episode: episode.sum(),
+        lambda shared, item: item.astype(np.float32),
+        mesh=task_mesh(1),
+    )((), (), (), items)
+    assert numbers.tolist() == list(range(70))
+    first, second, third = 0, 24, 48
+    assert happened == [
+        ("read", first),
+        ("read", second),
+        ("fetched", first),
+        ("read", third),
+        ("fetched", second),
+    ]
