@@ -277,7 +277,6 @@ FAST = (
     "maml learned rates first order",
     "l2f, all of MAML++",
     "l2f strided",
-    "maml resnet12 first order",
 )
 
 

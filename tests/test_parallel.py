@@ -1,6 +1,7 @@
 """One device against four virtual ones, of one process or two, in float64.
 
-Run as a module, this file is such a process: it prints what the tests look at.
+Run as a module, this file is such a process: it prints what the tests look at. Its
+argument says which of two things it does.
 """
 
 import json
@@ -39,8 +40,8 @@ TASKS, STEPS = 8, 1
 MAPS = ("map", "vmap")
 
 
-def start(devices: int, **environment: str) -> subprocess.Popen:
-    """Start this file as a module."""
+def start(devices: int, what: str, **environment: str) -> subprocess.Popen:
+    """Start this file as a module, for "adaptation" or a policy "search"."""
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -49,7 +50,7 @@ def start(devices: int, **environment: str) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.test_parallel"],
+        [sys.executable, "-m", "tests.test_parallel", what],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -69,7 +70,13 @@ def result(process: subprocess.Popen) -> dict:
 
 @pytest.fixture(scope="module")
 def found():
-    with start(4) as process:
+    with start(4, "adaptation") as process:
+        return result(process)
+
+
+@pytest.fixture(scope="module")
+def found_by_search():
+    with start(4, "search") as process:
         return result(process)
 
 
@@ -82,6 +89,7 @@ def together():
     processes = [
         start(
             2,
+            "adaptation",
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2",
             JAX_PROCESS_ID=str(i),
@@ -129,10 +137,11 @@ def test_any_number_of_devices_predicts(found):
     assert found["three"] < 1e-12  # the 8 tasks, by the 3 devices of 6 tasks
 
 
+@pytest.mark.slow  # compiles for long; .ci/run has it
 @pytest.mark.parametrize("what", ["meta", "metrics", "returns"])
-def test_policies_are_searched_for_by_four_devices_as_by_one(found, what):
-    assert found["search"]["devices"] == 3  # fewer
-    assert found["search"][what] < 1e-12
+def test_policies_are_searched_for_by_four_devices_as_by_one(found_by_search, what):
+    assert found_by_search["devices"] == 3  # fewer
+    assert found_by_search[what] < 1e-12
 
 
 def test_tasks_at_once():
@@ -234,10 +243,12 @@ def alone():
         four = results(4, task_map)[1:]
         names = ("meta", "metrics", "outputs")
         found[task_map] = dict(zip(names, map(gap, one, four), strict=True))
-    one, four = searched(1), searched(4)
-    names = ("devices", "meta", "metrics", "returns")
-    found["search"] = dict(zip(names, map(gap, one, four), strict=True))
     return found
+
+
+def search():
+    names = ("devices", "meta", "metrics", "returns")
+    return dict(zip(names, map(gap, searched(1), searched(4)), strict=True))
 
 
 def as_one_of_two():
@@ -248,4 +259,5 @@ def as_one_of_two():
 if __name__ == "__main__":
     if several := processes(os.environ):
         jax.distributed.initialize(*several)
-    print(json.dumps(alone() if jax.process_count() == 1 else as_one_of_two()))
+    adaptation = alone if jax.process_count() == 1 else as_one_of_two
+    print(json.dumps((search if sys.argv[1] == "search" else adaptation)()))

@@ -104,6 +104,7 @@ def test_a_process_samples_the_tasks_of_its_devices():
     assert own_tasks(8, [0, 1, 0, 1], 1).tolist() == [2, 3, 6, 7]
 
 
+@pytest.mark.slow  # starts many programs; .ci/run has it
 def test_two_processes_of_two_devices_train_as_one(on_device, tmp_path):
     run = tmp_path / "run"
     options = [f"--config.optimiser.{key}={value}" for key, value in SGD.items()]

@@ -145,7 +145,7 @@ def test_complete_run_is_left_alone(uninterrupted):
     assert_identical(before, final_state(uninterrupted))
 
 
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize("step", [3, pytest.param(9, marks=pytest.mark.slow)])
 def test_killed_run_resumes_identically(uninterrupted, tmp_path, step):
     with launch(tmp_path / "run") as process:
         wait_for_step(tmp_path / "run", step, process)
