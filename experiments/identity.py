@@ -87,7 +87,9 @@ def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
     lacks is no difference where it is as in all older runs: as in GAINED, or off, which
     is 0, empty, False or None.
     """
-    for key, old, new in differences(read_record(run)["config"], resolved(config)):
+    found = differences(read_record(run)["config"], resolved(config))
+    # The iterations last: where anything else differs, more of them do not help.
+    for key, old, new in sorted(found, key=lambda d: d[0] == "training.iterations"):
         if old == ABSENT and (new == GAINED[key] if key in GAINED else not new):
             continue
         if key == "training.iterations" and longer:

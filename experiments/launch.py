@@ -142,8 +142,17 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        raise ValueError(str(error)) from error
-    except AttributeError as error:  # an override of a key that the config lacks
+        raise ValueError(_cause(str(error))) from error
+    except (KeyError, AttributeError) as error:  # an override that the config lacks
+        found = error.args[0] if error.args else ""
+        found = found.args[0] if isinstance(found, KeyError) else found
+        raise ValueError(f"--config has no key {found}") from error
+    except (TypeError, SyntaxError, ImportError) as error:
         raise ValueError(f"--config: {error}") from error
-    except (TypeError, KeyError, SyntaxError, ImportError) as error:
-        raise ValueError(f"--config: {error}") from error
+
+
+def _cause(message: str) -> str:
+    """Return what a config file's own error says, without the way that it took."""
+    if "Traceback (most recent call last)" not in message:
+        return message
+    return message.strip().splitlines()[-1].partition(": ")[2]

@@ -45,6 +45,8 @@ def alone(run: Path) -> Iterator[None]:
     if jax.process_count() > 1:
         yield
         return
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--run ({run}) must be a folder, or a new name")
     with held(lock_of(run)) as mine:
         if not mine:
             raise ValueError(f"--run ({run}) is in use by another process")

@@ -1,6 +1,6 @@
 """Label your own images with a trained run, from a few examples of each class.
 
-    python experiments/predict.py --run=runs/icons --support=FOLDER --query=IMAGES
+    python experiments/predict.py --run=runs/icons/l2f --support=FOLDER --query=IMAGES
 
 FOLDER has a sub-folder of images for each class, IMAGES is an image or a folder of
 them. The classes need not be any that the run was trained on. Prints the most probable
@@ -73,6 +73,8 @@ def main() -> None:
     add("--together", action="store_true", help="judge all query images as one batch")
     add("--json", type=Path, metavar="FILE", help="write the probabilities here")
     options = parser.parse_args()
+    if options.json and not options.json.parent.is_dir():
+        raise ValueError(f"--json ({options.json}) must lie in a folder that exists")
     launch.set_up()
     predictor = load_predictor(
         options.run,

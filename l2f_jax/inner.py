@@ -1,6 +1,7 @@
 """The inner loop: data sources, update rules and one `unroll` for every learner."""
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -162,7 +163,11 @@ def unroll(
     Returns:
       (path, stats), each [steps + 1, ...]: index t is the state after t updates, and
       stats[t] those left by the support pass at path[t].
+    Raises:
+      ValueError: `steps` is no integer of at least 0.
     """
+    if not isinstance(steps, Integral) or steps < 0:
+        raise ValueError(f"`steps` ({steps!r}) must be an integer of at least 0")
     gradient = jax.value_and_grad(loss, has_aux=True)
 
     def step(carry, t: Array):

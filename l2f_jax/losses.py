@@ -15,11 +15,18 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     Args:
       logits: [n, ways].
-      labels: [n] int, in 0 .. ways - 1.
+      labels: [n] int, in 0 .. ways - 1; any other makes the loss and its gradient NaN.
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    _check_labels(logits, labels)
+    ways = logits.shape[-1]
+    # Clipped, so that NaN reaches the row of a wrong label, and its gradient.
     log_probabilities = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-    return -jnp.mean(chosen)
+    index = jnp.clip(labels, 0, ways - 1)[:, None]
+    chosen = jnp.take_along_axis(log_probabilities, index, axis=1)[:, 0]
+    valid = jnp.where((labels >= 0) & (labels < ways), 1.0, jnp.nan)
+    return -jnp.mean(chosen * valid.astype(chosen.dtype))
 
 
 def present_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -42,14 +49,28 @@ def present(labels: Array, ways: int) -> Array:
 
 
 def squared_error(outputs: Array, targets: Array) -> Array:
-    """Average the squared error over all numbers of [n, d]."""
+    """Average the squared error over [n, d]; ValueError if the shapes differ."""
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"`targets` have shape {targets.shape}, which must be that of the outputs, "
+            f"{outputs.shape}"
+        )
     return jnp.mean((outputs - targets) ** 2)
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
     """Return the share of labels [n] that are the argmax of logits [n, ways]."""
+    _check_labels(logits, labels)
     hits = jnp.argmax(logits, axis=-1) == labels
     return jnp.mean(hits, dtype=logits.dtype)
+
+
+def _check_labels(logits: Array, labels: Array) -> None:
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"`labels` have shape {labels.shape}, which must be {logits.shape[:-1]} "
+            f"for logits of shape {logits.shape}"
+        )
 
 
 def supervised(model: Model, criterion: Criterion) -> TaskLoss:

@@ -39,12 +39,26 @@ def test_fast_parameters_move_and_shared_ones_stay():
     assert adapted.shared == {"b": 2.0}
 
 
-@pytest.mark.parametrize("t", [-1, 3])
+@pytest.mark.parametrize("t", [-1, 3, np.int64(3)])
 def test_point_outside_the_path_is_refused(t):
     learner, meta = learner_of(apply=times)
     adapted = learner.adapt(meta, {}, constant(jnp.array(3.0)), 2)
     with pytest.raises(ValueError, match=rf"`t` \({t}\) must lie in 0 .. 2, the inner"):
         learner.predict(adapted, t, jnp.array(3.0), phase="test")
+
+
+def test_phase_that_is_none_is_refused():
+    learner, meta = learner_of(apply=times)
+    adapted = learner.adapt(meta, {}, constant(jnp.array(3.0)), 1)
+    with pytest.raises(ValueError, match=r"`phase` \('tset'\) must be one of support,"):
+        learner.predict(adapted, 1, jnp.array(3.0), phase="tset")
+
+
+@pytest.mark.parametrize("steps", [-1, 2.0])
+def test_number_of_steps_that_is_none_is_refused(steps):
+    learner, meta = learner_of()
+    with pytest.raises(ValueError, match=r"`steps` \(.*\) must be an integer of"):
+        learner.adapt(meta, {}, constant(jnp.array(3.0)), steps)
 
 
 def test_transform_sees_index_0_of_the_data_and_inner_steps_the_others():

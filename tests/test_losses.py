@@ -80,3 +80,20 @@ def test_supervised_passes_everything_on_to_the_model():
     value, stats = loss({"w": 2.0}, {}, batch, phase="support", step=3, key="k")
     assert value == np.float32((2.0 - 5.0) ** 2)
     assert stats == {"seen": ("support", 3, "k")}
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_of_no_class_makes_loss_and_gradient_nan(label):
+    labels = jnp.array([0, label])
+    loss, grad = jax.value_and_grad(cross_entropy)(LOGITS, labels)
+    assert jnp.isnan(loss) and jnp.isnan(grad[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "targets"),
+    [(squared_error, (5, 1), (5,)), (cross_entropy, (5, 5), (5, 1))]
+    + [(accuracy, (5, 5), (5, 1)), (cross_entropy, (5, 5), (4,))],
+)
+def test_shapes_that_would_broadcast_are_refused(loss, outputs, targets):
+    with pytest.raises(ValueError, match="have shape .* must be"):
+        loss(jnp.zeros(outputs), jnp.zeros(targets, int))

@@ -7,8 +7,15 @@ import pytest
 
 from l2f_jax.envs.env import Env
 from l2f_jax.models.policy import Gaussian
+from l2f_jax.rl.losses import surrogate
+from l2f_jax.rl.returns import (
+    advantages,
+    linear_baseline,
+    returns_to_go,
+    standardised,
+)
 from l2f_jax.rl.rollout import Sampling, rollouts, total_return, within
-from l2f_jax.types import Model
+from l2f_jax.types import Model, Trajectories
 
 HORIZON = 4
 
@@ -73,3 +80,27 @@ def test_what_does_not_count_is_as_if_it_was_not_sampled(surplus, length, counte
         np.testing.assert_allclose(part[:counted], expected, atol=1e-5)
     mean = np.asarray(alone.actions)[:, :length].sum() / counted
     np.testing.assert_allclose(total_return(found), mean, rtol=1e-5)
+
+
+def test_advantages_are_those_of_the_discount_and_decay_asked_for():
+    found = collected(Sampling(3, discount=0.9, decay=0.5), HORIZON)
+    rewards, mask = found.rewards, found.mask
+    targets = returns_to_go(rewards, 0.9)
+    values = linear_baseline(found.observations, targets, mask)
+    expected = standardised(advantages(rewards, values, mask, 0.9, 0.5), mask)
+    np.testing.assert_allclose(found.advantages, expected, atol=1e-5)
+    # Each of the three matters here.
+    for value, discount, decay in [(0, 0.9, 0.5), (1, 1.0, 0.5), (1, 0.9, 1.0)]:
+        other = advantages(rewards, value * values, mask, discount, decay)
+        gap = np.abs(standardised(other, mask) - found.advantages).max()
+        assert gap > 0.01
+
+
+def test_surrogate_by_hand():
+    # N(0, 1) took a = 1 with advantage 2; under N(1, 1) it is e^(1/2) times as likely.
+    old, new = (
+        Gaussian(jnp.full((1, 1, 1), mean), jnp.zeros(1)) for mean in (0.0, 1.0)
+    )
+    one = jnp.ones((1, 1))
+    data = Trajectories(jnp.zeros((1, 1, 1)), one[..., None], one, one, 2 * one)
+    np.testing.assert_allclose(surrogate(old, new, data), -2 * np.exp(0.5), rtol=1e-6)

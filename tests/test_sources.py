@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -407,6 +408,7 @@ def test_ratio_split_depends_on_the_seed_alone():
         ((0.5, 0.5, 0.5), "add up to 1"),
         ((1.5, -0.5, 0.0), "at least 0"),
         ((0.9, 0.05, 0.05), "leave none for split 'val'"),
+        ((math.nan, 0.5, 0.5), "at least 0"),
     ],
 )
 def test_ratio_split_refuses(ratios, message):
@@ -419,6 +421,7 @@ def test_ratio_split_refuses(ratios, message):
     [
         ('{"train": ["a"], "val": ["a"]}', "'a' is in train and in val"),
         ('{"training": ["a"]}', "must map train, val, test"),
+        ('{"train": "aa"}', "must map train, val, test"),
         ("[]", "must map train, val, test"),
         ("{", "cannot be read"),
     ],
@@ -871,12 +874,13 @@ def photos(folder, names="abcdefghij"):
 
 
 def test_pre_split_folders(tmp_path):
-    for split, name in (("train", "a"), ("validation", "b"), ("test", "c")):
+    for split, name in (("Train", "a"), ("validation", "b"), ("test", "c")):
         photos(tmp_path / split, name)
     source = open_source("folders", tmp_path)
     assert splits(source) == {"a": "train", "b": "val", "c": "test"}
     assert source.notes == (
-        "files that are no images by their names: 3 left out, such as test/c/notes.txt",
+        "files that are no images by their names: 3 left out, such as "
+        "Train/a/notes.txt",
     )
 
 

@@ -454,7 +454,7 @@ def test_comparison_without_a_test_split_is_refused_before_training(
     [
         (["--config=tests/tiny.py", "--config.learner.stepz=3"], "stepz"),
         (["--config=tests/tiny.py", "--config.learner.steps=many"], "many"),
-        (["--config=tests/tiny.py:l3f"], "l3f"),
+        (["--config=tests/tiny.py:l3f"], "train.py: variant 'l3f'"),
         (["--config=tests/missing.py"], "missing.py"),
         ([], "--config"),
         (["--config=tests/tiny.py", "--config.data.bank=nowhere"], "nowhere"),

@@ -38,8 +38,9 @@ class EpisodeSpec(NamedTuple):
 def check_spec(bank: ImageBank, split: str, spec: EpisodeSpec) -> None:
     """Raise ValueError if the split cannot fill an episode of this size."""
     for name, value in spec._asdict().items():
-        if value < 1:
-            raise ValueError(f"`{name}` ({value}) must be at least 1")
+        least = 2 if name == "ways" else 1
+        if value < least:
+            raise ValueError(f"`{name}` ({value}) must be at least {least}")
     bank = bank.only(split)
     if len(bank.classes) < spec.ways:
         raise ValueError(
@@ -50,7 +51,8 @@ def check_spec(bank: ImageBank, split: str, spec: EpisodeSpec) -> None:
     if small[0] < spec.images:
         raise ValueError(
             f"class {small[1]!r} of split {split!r} has {small[0]} images, an episode "
-            f"needs {spec.images} (`shots` {spec.shots} + `queries` {spec.queries})"
+            f"needs {spec.images} (`shots` {spec.shots} + `queries` {spec.queries}); "
+            "lower one of them, or leave the class out"
         )
 
 

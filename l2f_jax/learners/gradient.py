@@ -1,6 +1,8 @@
 """The gradient-based learner: every member of the MAML family is one of these."""
 
 from collections.abc import Callable
+from numbers import Integral
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +96,9 @@ def gradient_learner(
         phase: Phase,
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
-        if isinstance(t, int):
-            _check_point(t, adapted.path)
+        check_phase(phase)
+        if isinstance(t, Integral):
+            _check_point(int(t), adapted.path)
         params = merge(at(adapted.path, t), adapted.shared)
         # Per-step tensors are indexed by the last step taken, as in the official code.
         step = jnp.maximum(t - 1, 0)
@@ -121,6 +124,13 @@ def task_view(
         return loss(params, stats, data, phase="support", step=step, key=key_t)[0]
 
     return TaskView(support_loss, data)
+
+
+def check_phase(phase: str) -> None:
+    """Raise ValueError for another phase, which norm layers would take for one."""
+    if phase not in get_args(Phase):
+        choices = ", ".join(get_args(Phase))
+        raise ValueError(f"`phase` ({phase!r}) must be one of {choices}")
 
 
 def _check_point(t: int, path: Params) -> None:

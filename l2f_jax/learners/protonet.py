@@ -6,6 +6,7 @@ Reference: Snell et al., Prototypical Networks for Few-shot Learning, NeurIPS 20
 import jax.numpy as jnp
 
 from l2f_jax.embeddings import class_means
+from l2f_jax.learners.gradient import check_phase
 from l2f_jax.losses import present
 from l2f_jax.types import (
     Adapted,
@@ -66,6 +67,7 @@ def protonet(model: Model, *, ways: int) -> Learner:
         phase: Phase,
         key: Array | None = None,
     ) -> tuple[Array, Stats]:
+        check_phase(phase)
         stats = {name: x[t] for name, x in adapted.stats.items()}
         features, stats = model.apply(
             adapted.shared, stats, inputs, phase=phase, step=0, key=key

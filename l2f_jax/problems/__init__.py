@@ -26,7 +26,9 @@ def build(config: Mapping[str, Any]) -> Experiment:
     """
     sections = dict(config)
     problem = sections.pop("problem", None)
-    sections.pop("seed", None)  # of Experiment.init
+    seed = sections.pop("seed", 0)  # of Experiment.init
+    if seed < 0:
+        raise ValueError(f"`seed` ({seed}) must be at least 0")
     if problem not in PROBLEMS:
         raise ValueError(
             f"`problem` ({problem!r}) must be one of {', '.join(PROBLEMS)}"

@@ -115,7 +115,8 @@ def check_data(run: Path, facts: Mapping[str, Any]) -> None:
     """
     check_prototypes(run, facts.get("prototypes", ""))
     old, new = (_identity(data) for data in (read_record(run)["data"], facts))
-    for key in sorted(old.keys() & new.keys()):
+    # The shape first, which says more than the classes or the colours' means.
+    for key in sorted(old.keys() & new.keys(), key=lambda key: (key != "shape", key)):
         if not _same(old[key], new[key]):
             raise ValueError(
                 f"`data.bank` is not what {run} was trained on: {key} {old[key]} then, "
@@ -188,5 +189,10 @@ def restore(
         if latest is not None:
             return latest[0]
         if not saved.best:
-            raise ValueError(f"{run} has no {checkpoint} checkpoint yet")
+            raise ValueError(
+                f"{run} has no best checkpoint yet, as none is validated; there may be "
+                'a `checkpoint` "latest"'
+                if checkpoint == "best"
+                else f"{run} has no checkpoint yet"
+            )
         return saved.restore_best(0, like)[0]

@@ -72,8 +72,10 @@ def by_ratio(
 
     Every split with a positive ratio must receive a class (ValueError otherwise).
     """
-    if min(ratios) < 0.0 or abs(sum(ratios) - 1.0) > 1e-6:
+    if not min(ratios) >= 0.0 or abs(sum(ratios) - 1.0) > 1e-6:
         raise ValueError(f"`split` ratios {ratios} must be at least 0 and add up to 1")
+    if seed < 0:
+        raise ValueError(f"`seed` ({seed}) must be at least 0")
     names = sorted(classes)
     np.random.RandomState(seed).shuffle(names)
     # The tolerance keeps 0.7 + 0.1 of ten classes at eight.
@@ -81,7 +83,10 @@ def by_ratio(
     parts = (names[: cuts[0]], names[cuts[0] : cuts[1]], names[cuts[1] :])
     for split, part, ratio in zip(SPLITS, parts, ratios, strict=True):
         if ratio > 0.0 and not part:
-            raise ValueError(f"{len(names)} classes leave none for split {split!r}")
+            raise ValueError(
+                f"{len(names)} classes leave none for split {split!r}; give more of "
+                "them, or other ratios as `split`"
+            )
     return {
         name: split for split, part in zip(SPLITS, parts, strict=True) for name in part
     }
@@ -108,7 +113,11 @@ def refuse_wrong_split(
 
 
 def _inverted(where: str, splits: Any) -> dict[str, str]:
-    if not isinstance(splits, dict) or not set(splits) <= set(SPLITS):
+    if (
+        not isinstance(splits, dict)
+        or not set(splits) <= set(SPLITS)
+        or not all(isinstance(names, list) for names in splits.values())
+    ):
         raise ValueError(f"{where}: must map {', '.join(SPLITS)} to lists of classes")
     found: dict[str, str] = {}
     for split, names in splits.items():

@@ -20,6 +20,7 @@ from l2f_jax.data.sources.source import Expected, Source, SourceClass
 from l2f_jax.data.sources.tree import Tree, open_tree
 
 ALIASES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
+"""Split of a folder's name, in whatever capital letters it is written."""
 
 
 def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
@@ -33,13 +34,13 @@ def read(path: Path, *, split: str | None = None, seed: int = 0) -> Source:
       seed: of the shuffle before a cut by ratios.
     """
     tree = _below_single_folder(open_tree(path))
-    tops = {name for name in tree.tops() if name in ALIASES}
+    tops = {name for name in tree.tops() if name.lower() in ALIASES}
     skipped = _skipped(tree)
     if split is None and tops:
         return _source(_pre_split(tree, tops), None, {"split": "folders"}, skipped)
     folders = tree.images()
     if not any(folders.values()):
-        raise ValueError(f"`{path}` holds no images")
+        raise ValueError("; ".join([f"`{path}` holds no images", *skipped]))
     _refuse_loose(tree, folders)
     if split is None or "," in split:
         ratios = to_ratios(split)
@@ -104,13 +105,13 @@ def _pre_split(tree: Tree, tops: set[str]) -> list[SourceClass]:
             "name folders train, val, test only, or give a split"
         )
     classes = []
-    for top in sorted(tops, key=lambda top: SPLITS.index(ALIASES[top])):
-        part = tree.under(top)
+    for top in sorted(tops, key=lambda top: SPLITS.index(ALIASES[top.lower()])):
+        part, split = tree.under(top), ALIASES[top.lower()]
         folders = part.images()
         _refuse_loose(part, folders)
         for name, files in folders.items():
             items = [part.item(file) for file in files]
-            classes.append(SourceClass(name, ALIASES[top], items))
+            classes.append(SourceClass(name, split, items))
     split_of: dict[str, str] = {}
     for found in classes:
         if found.name in split_of:
@@ -142,7 +143,7 @@ def _skipped(tree: Tree) -> tuple[str, ...]:
 def _below_single_folder(tree: Tree) -> Tree:
     """Descend while a tree is one folder of folders, as unpacked archives are."""
     while len(tops := tree.tops()) == 1 and tree.under(tops[0]).tops():
-        if tops[0] in ALIASES:
+        if tops[0].lower() in ALIASES:
             break
         tree = tree.under(tops[0])
     return tree
