@@ -5,7 +5,7 @@ Everything is written for one task. A batch of tasks is the same type with a lea
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import optax
@@ -17,6 +17,13 @@ Data = Any  # opaque to the inner loop: a Batch, trajectories, ...
 Phase = Literal["support", "query", "test"]
 """What a forward pass is for: adaptation on the support set, the query pass of
 meta-training, or the query pass of an evaluation. Only norm layers and dropout care."""
+
+
+def check_phase(phase: str) -> None:
+    """Raise ValueError for another phase, which norm layers would take for one."""
+    if phase not in get_args(Phase):
+        choices = ", ".join(get_args(Phase))
+        raise ValueError(f"`phase` ({phase!r}) must be one of {choices}")
 
 
 class Batch(NamedTuple):

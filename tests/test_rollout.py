@@ -82,13 +82,14 @@ def test_what_does_not_count_is_as_if_it_was_not_sampled(surplus, length, counte
     np.testing.assert_allclose(total_return(found), mean, rtol=1e-5)
 
 
-def test_advantages_are_those_of_the_discount_and_decay_asked_for():
+def test_advantages_are_those_of_the_discount_and_decay_asked_for(x64):
+    # The features of so few steps are collinear: in float32 the baseline is rounding.
     found = collected(Sampling(3, discount=0.9, decay=0.5), HORIZON)
     rewards, mask = found.rewards, found.mask
     targets = returns_to_go(rewards, 0.9)
     values = linear_baseline(found.observations, targets, mask)
     expected = standardised(advantages(rewards, values, mask, 0.9, 0.5), mask)
-    np.testing.assert_allclose(found.advantages, expected, atol=1e-5)
+    np.testing.assert_allclose(found.advantages, expected, atol=1e-8)
     # Each of the three matters here.
     for value, discount, decay in [(0, 0.9, 0.5), (1, 1.0, 0.5), (1, 0.9, 1.0)]:
         other = advantages(rewards, value * values, mask, discount, decay)

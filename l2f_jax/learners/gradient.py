@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from l2f_jax.types import (
     Stats,
     TaskLoss,
     TaskView,
+    check_phase,
 )
 
 
@@ -124,13 +124,6 @@ def task_view(
         return loss(params, stats, data, phase="support", step=step, key=key_t)[0]
 
     return TaskView(support_loss, data)
-
-
-def check_phase(phase: str) -> None:
-    """Raise ValueError for another phase, which norm layers would take for one."""
-    if phase not in get_args(Phase):
-        choices = ", ".join(get_args(Phase))
-        raise ValueError(f"`phase` ({phase!r}) must be one of {choices}")
 
 
 def _check_point(t: int, path: Params) -> None:

@@ -6,7 +6,6 @@ Reference: Snell et al., Prototypical Networks for Few-shot Learning, NeurIPS 20
 import jax.numpy as jnp
 
 from l2f_jax.embeddings import class_means
-from l2f_jax.learners.gradient import check_phase
 from l2f_jax.losses import present
 from l2f_jax.types import (
     Adapted,
@@ -17,6 +16,7 @@ from l2f_jax.types import (
     Phase,
     Source,
     Stats,
+    check_phase,
 )
 
 
