@@ -143,12 +143,15 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise ValueError(_cause(str(error))) from error
-    except (KeyError, AttributeError) as error:  # an override that the config lacks
-        found = error.args[0] if error.args else ""
-        found = found.args[0] if isinstance(found, KeyError) else found
-        raise ValueError(f"--config has no key {found}") from error
-    except (TypeError, SyntaxError, ImportError) as error:
-        raise ValueError(f"--config: {error}") from error
+    except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        raise ValueError(f"--config: {_flaw(error)}") from error
+
+
+def _flaw(error: Exception) -> str:
+    """Return what is wrong with a config; an override may be of a key that it lacks."""
+    # ml_collections raises a KeyError, or an AttributeError around one.
+    inner = error.args[0] if error.args and isinstance(error, AttributeError) else error
+    return f"no key {inner.args[0]}" if isinstance(inner, KeyError) else str(error)
 
 
 def _cause(message: str) -> str:

@@ -20,7 +20,7 @@ meta-training, or the query pass of an evaluation. Only norm layers and dropout 
 
 
 def check_phase(phase: str) -> None:
-    """Raise ValueError for another phase, which norm layers would take for one."""
+    """Raise ValueError unless it is a `Phase`; norm layers would take it for one."""
     if phase not in get_args(Phase):
         choices = ", ".join(get_args(Phase))
         raise ValueError(f"`phase` ({phase!r}) must be one of {choices}")

@@ -159,6 +159,7 @@ def test_preprocessing_refuses_other_channels():
         (EpisodeSpec(6, 1, 1), r"`ways` \(6\) must be at most 5"),
         (EpisodeSpec(5, 2, 3), "'class 0'.*4 images.*needs 5"),
         (EpisodeSpec(5, 0, 1), r"`shots` \(0\)"),
+        (EpisodeSpec(1, 1, 1), r"`ways` \(1\) must be at least 2"),
     ],
 )
 def test_check_spec_refuses(spec, message):

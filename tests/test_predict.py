@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from configs.regression import sinusoid
+from experiments import predict
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.data.bank import embedded_icons
@@ -151,6 +152,22 @@ def test_run_without_checkpoints_is_refused(run, tmp_path):
     shutil.copy(run / "run.json", tmp_path)
     with pytest.raises(ValueError, match="no checkpoint yet"):
         load_predictor(tmp_path)
+
+
+def test_run_that_is_not_validated_has_its_latest(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for best in (tmp_path / "run" / "checkpoints").glob("*/best.json"):
+        best.write_text("[]")
+    with pytest.raises(ValueError, match='no best .* its "latest" is not validated'):
+        load_predictor(tmp_path / "run")
+    assert load_predictor(tmp_path / "run", checkpoint="latest").iteration == 6
+
+
+def test_folder_of_the_probabilities_is_checked_before_the_run(monkeypatch, tmp_path):
+    options = ["--run=r", "--support=s", "--query=q", f"--json={tmp_path}/no/p.json"]
+    monkeypatch.setattr(sys, "argv", ["predict.py", *options])
+    with pytest.raises(ValueError, match=r"--json \(.*p.json\) must lie in a folder"):
+        predict.main()
 
 
 def test_drawing_is_ink_on_paper_whatever_its_colours(tmp_path):

@@ -11,7 +11,7 @@ from configs.classification.base import get_config
 from l2f_jax.data.bank import embedded_icons
 from l2f_jax.evaluation import Interval
 from l2f_jax.losses import cross_entropy
-from l2f_jax.problems import Score
+from l2f_jax.problems import Score, build
 from l2f_jax.problems.saved import check_data
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
@@ -24,6 +24,11 @@ def schedule(**options):
     """Epochs of 10 iterations, the last cut short after 5."""
     short = dict(iterations=25, iterations_per_epoch=10, first_order_epochs=0)
     return Schedule(**{**get_config().training, **short, **options})
+
+
+def test_negative_seed_is_refused():
+    with pytest.raises(ValueError, match=r"`seed` \(-1\) must be at least 0"):
+        build({**get_config(), "seed": -1})
 
 
 def test_last_epoch_may_be_short():

@@ -20,7 +20,7 @@ from experiments import compare
 from experiments import train as training
 from experiments.identity import check_complete
 from experiments.judging import evaluate
-from experiments.locking import held, lock_of
+from experiments.locking import alone, held, lock_of
 from experiments.recording import read_metrics
 from experiments.train import train
 from l2f_jax.checkpoint import Checkpoints
@@ -323,6 +323,13 @@ def test_another_config_is_refused(uninterrupted):
         train(config, uninterrupted)
 
 
+def test_run_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"--run \(.*run\) must be a folder"):
+        with alone(tmp_path / "run"):
+            pass
+
+
 def test_a_run_that_another_process_trains_is_refused(tmp_path):
     with held(lock_of(tmp_path / "run")), launch(tmp_path / "run") as process:
         _, message = process.communicate(timeout=300)
@@ -452,9 +459,10 @@ def test_comparison_without_a_test_split_is_refused_before_training(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--config=tests/tiny.py", "--config.learner.stepz=3"], "stepz"),
+        (["--config=tests/tiny.py", "--config.learner.stepz=3"], "no key 'stepz'"),
         (["--config=tests/tiny.py", "--config.learner.steps=many"], "many"),
         (["--config=tests/tiny.py:l3f"], "train.py: variant 'l3f'"),
+        (["--config=tests/tiny.py:maml", "--config.transform.scope=x"], "key 'scope'"),
         (["--config=tests/missing.py"], "missing.py"),
         ([], "--config"),
         (["--config=tests/tiny.py", "--config.data.bank=nowhere"], "nowhere"),

@@ -189,10 +189,6 @@ def restore(
         if latest is not None:
             return latest[0]
         if not saved.best:
-            raise ValueError(
-                f"{run} has no best checkpoint yet, as none is validated; there may be "
-                'a `checkpoint` "latest"'
-                if checkpoint == "best"
-                else f"{run} has no checkpoint yet"
-            )
+            other = '; its "latest" is not validated yet' if saved.latest else ""
+            raise ValueError(f"{run} has no {checkpoint} checkpoint yet{other}")
         return saved.restore_best(0, like)[0]
