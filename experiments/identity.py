@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems.saved import read_record
+from l2f_jax.storage import has_checkpoint
 
 IRRELEVANT = "training.keep_every"  # the one key on which no number of a run depends
 ABSENT = "absent"  # what a record says of a key that the config has gained since
@@ -29,16 +30,13 @@ def read_config(run: Path) -> ConfigDict:
 def newest(run: Path) -> tuple[int, bool]:
     """Return the step of the newest checkpoint, and whether it has its score.
 
-    (0, False) if there is none.
+    (0, False) if there is none. Raises ValueError for one that is damaged.
     """
     folder = run / "checkpoints"
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not has_checkpoint(folder):
         return 0, False
-    try:
-        with Checkpoints(folder, read_only=True) as saved:
-            return saved.latest or 0, saved.ranked
-    except ValueError:  # killed while it saved its first one
-        return 0, False
+    with Checkpoints(folder, read_only=True) as saved:
+        return saved.latest or 0, saved.ranked
 
 
 def newest_step(run: Path) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ def guard(main: Callable[[], None]) -> None:
     of the program and keeps its traceback, as everything does with
     L2F_JAX_TRACEBACK=1.
     """
+    # Of a damaged checkpoint every array would have its say, as it is collected.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -12,8 +12,6 @@ What else a killed process left over goes at the next start or with the next sav
 """
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from l2f_jax import leaves
+from l2f_jax import leaves, storage
 from l2f_jax.retention import Kept
+from l2f_jax.storage import RECORD, STATE
 
-_STATE, _RECORD, _BEST = "state", "record", "best.json"
-_UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
+_BEST = "best.json"
 
 
 class Checkpoints:
@@ -60,12 +58,12 @@ class Checkpoints:
             if value < 0:
                 raise ValueError(f"`{name}` ({value}) must be >= 0")
         self._directory = Path(directory).absolute()
-        _check_directory(self._directory, must_exist=read_only)
+        storage.check_directory(self._directory, must_exist=read_only)
         self._keep_best = None if read_only else keep_best
         self._keep_every = keep_every
         self._read_only = read_only
-        self._kept = _KeepSteps()
-        self._manager = _manager(self._directory, self._kept, read_only)
+        self._kept = storage.KeepSteps()
+        self._manager = storage.open_folder(self._directory, self._kept, read_only)
         self._tables = self._read_tables()
 
     def __enter__(self) -> "Checkpoints":
@@ -123,8 +121,8 @@ class Checkpoints:
         record = json.loads(json.dumps(record))
         self._tables, self._kept.steps = tables, {step, *tables.steps}
         args = {
-            _STATE: ocp.args.StandardSave(state),
-            _RECORD: ocp.args.JsonSave(record),
+            STATE: ocp.args.StandardSave(state),
+            RECORD: ocp.args.JsonSave(record),
         }
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
@@ -182,7 +180,7 @@ class Checkpoints:
         """Return (state, metadata) of one of `steps`; as for `restore_latest`.
 
         Raises:
-          ValueError: also if `step` is not kept.
+          ValueError: also if `step` is not kept, or damaged.
         """
         if step not in self.steps:
             raise ValueError(
@@ -191,12 +189,11 @@ class Checkpoints:
             )
         self.wait()
         record = self._record(step)
-        leaves.check(
-            record["leaves"], leaves.describe(like), self._directory / str(step)
-        )
-        args = {_STATE: ocp.args.StandardRestore(jax.tree.map(leaves.target, like))}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return restored[_STATE], record["metadata"]
+        folder = self._directory / str(step)
+        leaves.check(record["leaves"], leaves.describe(like), folder)
+        target = ocp.args.StandardRestore(jax.tree.map(leaves.target, like))
+        state = storage.read(self._manager, folder, STATE, target)
+        return state, record["metadata"]
 
     def wait(self) -> None:
         """Block until all saves are complete; raise the error of one that failed."""
@@ -209,14 +206,9 @@ class Checkpoints:
 
     def _record(self, step: int) -> dict:
         folder = self._directory / str(step)
-        if not folder.exists():
-            raise ValueError(
-                f"'{folder}' is gone: the run goes on and keeps newer ones; try again"
-            )
-        if not (folder / _RECORD).is_dir():
+        if folder.exists() and not (folder / RECORD).is_dir():
             raise ValueError(f"'{folder}' is not a checkpoint of this program")
-        args = {_RECORD: ocp.args.JsonRestore()}
-        return self._manager.restore(step, args=ocp.args.Composite(**args))[_RECORD]
+        return storage.read(self._manager, folder, RECORD, ocp.args.JsonRestore())
 
     def _check_writable(self) -> None:
         if self._read_only:
@@ -226,51 +218,20 @@ class Checkpoints:
         step = self.latest
         if step is None:
             return Kept()
-        saved, record = set(self._manager.all_steps()), self._record(step)
+        saved = set(self._manager.all_steps())
+        try:
+            record = self._record(step)
+        except ValueError:
+            self._manager.reload()
+            if self.latest == step:
+                raise
+            return self._read_tables()  # a run that goes on has saved another
         try:  # at once: a run that goes on may write it, or delete its folder
             best = json.loads((self._directory / str(step) / _BEST).read_text())
             ranked = True
-        except FileNotFoundError:
-            # Older runs saved a state with its score, and have no other tables.
+        except (FileNotFoundError, json.JSONDecodeError):
+            # Not validated yet, or to be validated again: its table was lost when the
+            # machine went down. Older runs saved a state with its score.
             best, ranked = record["best"], record.get("ranked", True)
         kept = Kept(best, record.get("regular", []), record.get("previous", []), ranked)
         return kept.among(saved, self._keep_best)
-
-
-class _KeepSteps(ocp.checkpoint_managers.PreservationPolicy):
-    """Preserve a set of steps that changes with every save."""
-
-    def __init__(self):
-        self.steps: set[int] = set()
-
-    def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
-        return [checkpoint.step in self.steps for checkpoint in checkpoints]
-
-
-def _manager(directory: Path, kept: _KeepSteps, read_only: bool):
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=kept,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-    )
-    return ocp.CheckpointManager(
-        directory, options=options, item_names=(_STATE, _RECORD)
-    )
-
-
-def _check_directory(directory: Path, must_exist: bool) -> None:
-    """Refuse a folder that is evidently not one of checkpoints."""
-    if not directory.exists() and not must_exist:
-        return
-    if not directory.is_dir():
-        fault = "is a file" if directory.exists() else "does not exist"
-        raise ValueError(f"`directory` ('{directory}') {fault}")
-    visible = [entry for entry in directory.iterdir() if entry.name[0] != "."]
-    others = [entry.name for entry in visible if not _UNFINISHED.match(entry.name)]
-    ours = any((directory / name / _RECORD).is_dir() for name in others)
-    if others and not ours:
-        raise ValueError(
-            f"`directory` ('{directory}') holds no checkpoints but '{min(others)}'"
-        )
-    if must_exist and not others:
-        raise ValueError(f"`directory` ('{directory}') holds no checkpoints")

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types"},
-    {"tree", "leaves", "retention", "backend"},
+    {"tree", "leaves", "retention", "storage", "backend"},
     {"losses", "scopes", "parallel", "models", "data", "envs", "official"},
     {"embeddings", "layouts"},
     {"transforms", "inner"},

@@ -379,7 +379,13 @@ def killed_while_saving(run: Path) -> None:
     (run / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
 
 
+def damaged(run: Path) -> None:
+    for record in (run / "checkpoints").glob("*/record/metadata"):
+        record.write_text("")
+
+
 def scores_of_something_else(run: Path) -> None:
+    np.savez(run / "evaluation_test.npz", last=np.zeros((1, 5, 2)))
     (run / "evaluation_test.json").write_text("{}")
 
 
@@ -391,6 +397,7 @@ def scores_of_something_else(run: Path) -> None:
         (torn, "run.json is not the record of a run"),
         (without_checkpoints, "run has no complete checkpoint yet"),
         (killed_while_saving, "run has no complete checkpoint yet"),
+        (damaged, "run/checkpoints/[0-9]+' is damaged: its record cannot be read"),
         (scores_of_something_else, "evaluation_test.json is not what evaluate.py"),
     ],
 )
