@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import launch
-from experiments.identity import check_comparable, read_config
+from experiments.identity import check_comparable, check_distinct, read_config
 from experiments.judging import evaluate
 from experiments.scores import Evaluation
 from l2f_jax.problems.saved import read_record
@@ -93,6 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tasks is not None and options.tasks < 1:
         raise ValueError(f"--tasks ({options.tasks}) must be at least 1")
+    check_distinct(options.runs)
     records = {run: read_record(run) for run in options.runs}
     check_comparable(records)
     if options.tasks is None:

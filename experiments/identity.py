@@ -103,13 +103,18 @@ def check_same(run: Path, config: ConfigDict, *, longer: bool = False) -> None:
             )
 
 
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Raise ValueError for a directory that is given twice."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a run is given twice: {', '.join(map(str, paths))}")
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return the directories' last names, or where two agree, whole paths."""
     names = [path.resolve().name for path in paths]
     if len({*names}) == len(names):
         return names
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError(f"a run is given twice: {', '.join(map(str, paths))}")
+    check_distinct(paths)
     return [str(path) for path in paths]
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
+from scipy.special import stdtrit
 
 from l2f_jax.inner import constant
 from l2f_jax.parallel import REPLICATED, map_over_tasks
@@ -155,6 +156,18 @@ def interval(scores: np.ndarray) -> Interval:
     n, known = len(scores), len(scores) > 1 and np.isfinite(scores).all()
     half = 1.96 * scores.std(ddof=1) / np.sqrt(n) if known else float("nan")
     return Interval(float(scores.mean()), float(half), n)
+
+
+def over_seeds(means: np.ndarray) -> Interval:
+    """Return the mean over runs [seeds] and its 95 % interval, t s / sqrt(n).
+
+    t is Student's with n - 1 degrees of freedom. What holds over the tasks of some runs
+    may fail in a run of another seed; of that this interval tells. With a single run,
+    or with one that is not finite, the half width is not a number.
+    """
+    mean, half, n = interval(means)
+    factor = float(stdtrit(n - 1, 0.975)) / 1.96 if n > 1 else float("nan")
+    return Interval(mean, factor * half, n)
 
 
 def quartiles(errors: np.ndarray) -> np.ndarray:

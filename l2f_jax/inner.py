@@ -1,7 +1,7 @@
 """The inner loop: data sources, update rules and one `unroll` for every learner."""
 
 from collections.abc import Callable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -23,7 +23,11 @@ def recorded(data: Data) -> Source:
 
 
 def sgd(lr: float) -> InnerRule:
-    """Move by -lr times the gradient: MAML's rule, Eq. (1)."""
+    """Move by -lr times the gradient: MAML's rule, Eq. (1).
+
+    Raises ValueError for an `lr` below 0.
+    """
+    _check_rate(lr)
     return from_optax(optax.sgd(lr))
 
 
@@ -31,8 +35,10 @@ def adam(lr: float, *, eps_root: float = 1e-8, **options) -> InnerRule:
     """Move by Adam.
 
     eps_root > 0 keeps the meta-gradient finite where a gradient is exactly zero, as for
-    a convolution's bias before batch normalisation.
+    a convolution's bias before batch normalisation. Raises ValueError for an `lr` below
+    0.
     """
+    _check_rate(lr)
     return from_optax(optax.adam(lr, eps_root=eps_root, **options))
 
 
@@ -46,8 +52,11 @@ def meta_sgd(lr: float) -> InnerRule:
 
     Args:
       lr: where all rates start; they are not kept positive.
+    Raises:
+      ValueError: `lr` < 0.
     Reference: Li et al., Meta-SGD, 2017.
     """
+    _check_rate(lr)
 
     def init(fast: Params) -> Params:
         return jax.tree.map(lambda x: jnp.full_like(x, lr), fast)
@@ -66,8 +75,11 @@ def per_step_rates(lr: float, steps: int) -> InnerRule:
     Args:
       lr: where all rates start; they are not kept positive.
       steps: the steps trained with; adaptation beyond them keeps the last step's rates.
+    Raises:
+      ValueError: `lr` < 0, `steps` < 1.
     Reference: Antoniou et al., How to train your MAML, ICLR 2019, Sec. 4.
     """
+    _check_rate(lr)
     if steps < 1:
         raise ValueError(f"`steps` ({steps}) must be at least 1")
 
@@ -115,6 +127,12 @@ def first_order(rule: InnerRule) -> InnerRule:
     """
     stop = optax.stateless(lambda grads, _: jax.lax.stop_gradient(grads))
     return InnerRule(rule.init, lambda alpha: optax.chain(stop, rule.optimiser(alpha)))
+
+
+def _check_rate(lr: float) -> None:
+    # An array may be traced: a rate that is swept over.
+    if isinstance(lr, Real) and not lr >= 0:
+        raise ValueError(f"`lr` ({lr}) must be at least 0")
 
 
 def _indexed_by_step(

@@ -83,7 +83,7 @@ def modulate(
       affine: also generate delta (never squashed; Table 6, model 2).
       select: which tensors are modulated; the others pass untouched.
     Raises:
-      ValueError: unknown `scope` or `squash`.
+      ValueError: unknown `scope` or `squash`; from init: `select` selects nothing.
     """
     check_kind("scope", scope)
     if squash not in SQUASHES:
@@ -91,6 +91,8 @@ def modulate(
 
     def init(key: Array, params: Params) -> Any:
         chosen, _ = split(params, select)
+        if not chosen:
+            raise ValueError(f"`select` selects none of {', '.join(params)}")
         gains = scope_of(chosen, scope).size
         dtype = jnp.result_type(*chosen.values())
         shifts = gains if affine else 0

@@ -187,6 +187,7 @@ def test_policies_that_nothing_transforms_are_sampled_once():
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a run directory: it has no run.json"),
+        (["nowhere", "./nowhere"], "a run is given twice: nowhere, nowhere"),
         (["nowhere", "--tasks=0"], "--tasks .0. must be at least 1"),
     ],
 )

@@ -9,6 +9,7 @@ from l2f_jax.evaluation import (
     ensemble,
     interval,
     make_predict,
+    over_seeds,
     paired,
     task_accuracies,
     task_cross_entropies,
@@ -108,6 +109,12 @@ def test_interval_by_hand():
 
 def test_interval_of_one_task_has_no_width():
     assert math.isnan(interval(np.array([0.5])).half)
+
+
+def test_interval_over_seeds_is_students():
+    result = over_seeds(np.array([0.0, 2.0, 4.0]))  # t = 4.303 of 2 degrees of freedom
+    assert result.mean == 2 and result.half == pytest.approx(4.302653 * 2 / 3**0.5)
+    assert math.isnan(over_seeds(np.array([0.5])).half)
 
 
 def test_paired_interval_is_of_the_differences():

@@ -1,5 +1,7 @@
 """The inner loop on L(w; a) = a w^2 / 2, whose gradient is a w."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,15 @@ def test_per_step_rates_have_one_number_per_tensor_and_step():
 def test_per_step_rates_need_a_step():
     with pytest.raises(ValueError, match=r"`steps` \(0\) must be at least 1"):
         per_step_rates(0.1, steps=0)
+
+
+@pytest.mark.parametrize(
+    "rule", [sgd, adam, meta_sgd, partial(per_step_rates, steps=1)]
+)
+@pytest.mark.parametrize("lr", [-0.1, float("nan")])
+def test_a_rate_below_zero_is_refused(rule, lr):
+    with pytest.raises(ValueError, match=rf"`lr` \({lr}\) must be at least 0"):
+        rule(lr)
 
 
 def test_fixed_rates_are_of_a_tensor_or_of_its_steps():

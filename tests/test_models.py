@@ -92,6 +92,12 @@ def test_initial_values(key):
     assert (params["head/bias"] == 0).all()
 
 
+@pytest.mark.parametrize("model", [conv4, resnet12, mlp])
+def test_a_head_without_outputs_is_refused(model):
+    with pytest.raises(ValueError, match=r"`outputs` \(0\) must be at least 1"):
+        model(0)
+
+
 def test_images_too_small_for_the_pooling_are_refused(key):
     with pytest.raises(ValueError, match="too small"):
         conv4(5).init(key, jnp.zeros((1, 8, 8, 1)))

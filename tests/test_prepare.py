@@ -116,6 +116,7 @@ def test_partial_set_is_packed_when_allowed(tmp_path):
         (("folders", "photos", "photos", "--overwrite"), "is not a bank"),
         (("folders", "photos", "bank", "--split", "birds"), "'birds'"),
         (("folders", "photos", "bank", "--size", "0"), "`size` (0)"),
+        (("folders", "photos", "bank", "--min-images", "0"), "`min_images` (0)"),
         (("cifar_fs", "photos", "bank"), "no known layout of cifar_fs"),
         (("miniimagenet", "photos", "bank"), "no known layout of mini-ImageNet"),
         (("omniglot", "photos", "bank"), "must hold both images_background"),

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -231,3 +232,11 @@ def test_a_network_without_the_head_is_refused(recipe, key):
         ValueError, match="`head` .'head/'. must begin some of .*Dense_0"
     ):
         learner.init(key, jnp.zeros((4, toys.FEATURES)))
+
+
+def test_an_optimiser_that_is_no_rule_is_refused():
+    model = from_linen(Small())
+    with pytest.raises(
+        ValueError, match=r"`rule` \(Gr.*\) must be .*`inner.from_optax`"
+    ):
+        recipes.maml(model, toys.task_loss(model), rule=optax.sgd(0.1))

@@ -21,7 +21,8 @@ from experiments.identity import GAINED, check_same, resolved
 from experiments.locking import held, lock_of
 from experiments.recording import read_metrics
 from experiments.scores import START
-from experiments.tables import chosen_cells, described, markdown
+from experiments.tables import chosen_cells
+from experiments.tabulating import described, heading, markdown
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
 from tests import tiny
@@ -62,6 +63,7 @@ def test_a_row_says_what_was_measured():
     assert shown["last"].startswith("2.000 ± ") and shown["paper"] == "0.500"
     assert shown["difference"] == "-1.000 ± 0.000 from a"
     assert shown["of each seed"] == "-1.000 ± 0.000, -1.000 ± 0.000"
+    assert shown["over seeds"] == "-1.000 ± 0.000"
     assert shown["diverged"] == "0.00 %"
 
 
@@ -72,13 +74,15 @@ def test_a_seed_that_fails_does_not_hide_in_a_mean():
     last = described(results, cell("b", "a"))["after"]["1"]["last"]
     assert [mean for mean, _ in last["differences"]] == [-102, 101]
     assert abs(last["difference"][0]) < 1
+    mean, half = last["over_seeds"]  # 12.706 is t of one degree of freedom
+    assert mean == -0.5 and half == pytest.approx(12.706 * 101.5, rel=1e-4)
     last = described(results, cell("b", "c"))["after"]["1"]["last"]
-    assert "difference" in last and "differences" not in last
+    assert "difference" in last and not {"differences", "over_seeds"} & {*last}
 
 
 def test_a_missing_cell_is_missing_and_no_number():
     found = {"a": described({"a": None}, cell("a"))}
-    assert rows(markdown([cell("a")], found, MSE))[-1] == ["a", "", "missing"] + 6 * [
+    assert rows(markdown([cell("a")], found, MSE))[-1] == ["a", "", "missing"] + 7 * [
         ""
     ]
 
@@ -119,24 +123,24 @@ def test_the_start_of_a_policy_is_a_row():
     b = cell("b", "a", {1: 5.0})
     results = {key: a._replace(scores={"last": x}) for key, x in points.items()}
     _, _, start, after = rows(markdown([b], {"b": described(results, b)}, a.score))
-    assert start[:2] == ["b", "start"] and start[4:] == [""] * 3  # the other has none
-    assert after[4] == "0.000 ± 0.000 from a" and after[6] == "5.000"
+    assert start[:2] == ["b", "start"] and start[4:] == [""] * 4  # the other has none
+    assert after[4] == "0.000 ± 0.000 from a" and after[7] == "5.000"
 
 
 def test_the_heading_says_what_the_numbers_are_of():
     found = {"a": result(2, 4), "b": None, "c": result(1, 3)._replace(iterations=9)}
-    text = tables.heading("4", "icons", found, "of theirs")
+    text = heading("4", "icons", found, "of theirs")
     assert text == (
         "Table 4 on icons: mse, mean ± 95 % interval over 3 test tasks of the mean of "
-        "2 seeds (least .. most of a seed); 7 to 9 iterations; one by one. A "
-        "task diverges above 100. Paper: of theirs."
+        "2 seeds (least .. most of a seed; intervals over seeds by Student's t); 7 to "
+        "9 iterations; one by one. A task diverges above 100. Paper: of theirs."
     )
 
 
 def test_the_heading_tells_cells_of_different_protocols_apart():
     one = result(2, 4)
     found = {"a": one, "b": one._replace(protocol="by twos"), "c": one, "d": None}
-    text = tables.heading("4", "icons", found, "of theirs")
+    text = heading("4", "icons", found, "of theirs")
     assert "; a, c: one by one; b: by twos. A task" in text
 
 

@@ -323,3 +323,9 @@ def test_size_of_gradient_embedding_is_what_it_gives(scope, params, episode):
 def test_wrong_argument_is_refused_when_built(options, message):
     with pytest.raises(ValueError, match=message):
         attenuate(**options)
+
+
+def test_an_attenuation_of_nothing_is_refused(params, key):
+    nowhere = attenuate(select=lambda path: False)
+    with pytest.raises(ValueError, match=r"`select` selects none of \w+"):
+        nowhere.init(key, params)

@@ -40,11 +40,14 @@ def pack_bank(
       overwrite: replace a bank at `output`.
       advance: called with the name of each class that is done.
     Raises:
-      ValueError: naming all unreadable images, or all classes of a wrong size.
+      ValueError: naming all unreadable images, or all classes of a wrong size; `size`
+        or `min_images` < 1.
     """
     side = source.size if size is None else size
     if side < 1:
         raise ValueError(f"`size` ({side}) must be at least 1")
+    if min_images < 1:
+        raise ValueError(f"`min_images` ({min_images}) must be at least 1")
     provenance = source.provenance | {
         "resize": f"{resize_method(source.ink)}, antialiased, to {side} x {side}",
         "versions": {"pillow": PIL.__version__},

@@ -49,8 +49,14 @@ def gradient_learner(
       rule: how the fast parameters move.
       remat: see `inner.unroll`.
     Raises:
-      ValueError (from init): `fast` selects no parameter.
+      ValueError: `rule` is no inner rule, such as an Optax optimiser itself; from init:
+        `fast` selects no parameter.
     """
+    if not isinstance(rule, InnerRule):
+        raise ValueError(
+            f"`rule` ({type(rule).__name__}) must be an InnerRule; "
+            "`inner.from_optax` makes one of an Optax optimiser"
+        )
 
     def init(key: Array, inputs: Array) -> tuple[MetaParams, Stats]:
         # The network draws first and alone, so that every transform and rule starts

@@ -50,7 +50,7 @@ def conv4(
       norm: which statistics normalisation uses.
       conv: how to compute a convolution, see `backend.convolution`.
     """
-    layers.check_sizes(filters=filters, stages=stages)
+    layers.check_sizes(outputs=outputs, filters=filters, stages=stages)
     if pooling not in ("max", "stride"):
         raise ValueError(f"`pooling` ({pooling!r}) must be one of max, stride")
     if padding < 0:

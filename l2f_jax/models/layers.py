@@ -16,9 +16,11 @@ from l2f_jax.types import Array, Params
 glorot = jax.nn.initializers.glorot_uniform()
 
 
-def check_sizes(**sizes: int | Sequence[int]) -> None:
+def check_sizes(**sizes: int | Sequence[int] | None) -> None:
     """Raise ValueError for a number, or one of several, below 1; by its name."""
     for name, size in sizes.items():
+        if size is None:  # there is none
+            continue
         if min([size] if isinstance(size, int) else [*size, 1]) < 1:
             raise ValueError(f"`{name}` ({size}) must be at least 1")
 

@@ -41,7 +41,7 @@ def resnet12(
     """
     if len(widths) != len(POOL_PADDING):
         raise ValueError(f"`widths` {widths} must have {len(POOL_PADDING)} entries")
-    layers.check_sizes(widths=widths)
+    layers.check_sizes(outputs=outputs, widths=widths)
     backend.convolution(conv)  # refused here if there is no such way
 
     def init(key: Array, inputs: Array) -> tuple[Params, Stats]:
