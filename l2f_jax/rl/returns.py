@@ -56,7 +56,9 @@ def linear_baseline(observations: Array, targets: Array, mask: Array) -> Array:
     """Fit targets [B, H] by least squares on features of time and state; predict them.
 
     Features are o, o^2 (o clipped to +-10), t, t^2, t^3 in units of 100 steps, and 1.
-    The fit is to the very steps that are predicted, as in MAML's code.
+    The fit is to the very steps that are predicted, as in MAML's code. The ridge is
+    relative to each feature's mean square, so that float32 will do; that code adds 1e-5
+    to the sums over all steps, in float64, which weighs hardly at all.
 
     Args:
       observations: [B, H, o].
