@@ -8,12 +8,13 @@
 Timed is the whole step of the run's last epoch (sampling from a bank on the device,
 adaptation, meta-gradient, Adam), `training.iterations_per_dispatch` meta-iterations in
 a dispatch: median_s, min_s and max_s are seconds of one. gflop counts the products and
-convolutions of one, matmul_share is their rate relative to a large float32 product
-timed in turn with them. Of policy search, whose line search has no fixed length, steps
-of the environment count instead: trained_steps_per_s is how fast they are made and
-learned from, env_steps_per_s how fast a policy makes them in all tasks at once, nothing
-learned. program_mib is the compiler's account of a device's memory, peak_mib the
-resident memory of this process, device_mib the peak on the device.
+convolutions of one, matmul_share is their rate relative to that of large float32
+products on the whole machine, timed in turn with them. Of policy search, whose line
+search has no fixed length, steps of the environment count instead: trained_steps_per_s
+is how fast they are made and learned from, env_steps_per_s how fast a policy makes them
+in all tasks at once, nothing learned. program_mib is the compiler's account of a
+device's memory, peak_mib the resident memory of this process, device_mib the peak on
+the device.
 """
 
 import contextlib
@@ -43,17 +44,16 @@ CLASSES, IMAGES = 64, 60  # of a synthetic bank: the classes of mini-ImageNet
 
 
 def benchmark(config: ConfigDict, repeats: int, peer: str = "", turns: str = "") -> Row:
-    """Measure the step in turn with a matrix product and, if given, a peer.
+    """Measure the step in turn with matrix products and, if given, a peer.
 
     turns: a file that is locked while the clock runs, see `own_turn`; "" for none.
     """
     experiment = build(config)
     step = measure.compile_step(experiment)
     product, product_gflop = measure.matrix_product()
-    product_gflop *= jax.device_count()
     calls: dict[str, Any] = {
         "step": lambda: measure.seconds(step.run) / step.iterations,
-        "product": lambda: measure.seconds(product),
+        "product": lambda: measure.warm_seconds(product),
     }
     collection = None
     if config.problem == "reinforcement":

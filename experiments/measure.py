@@ -25,6 +25,7 @@ from l2f_jax.rl.rollout import rollouts
 from l2f_jax.types import Batch, Episode, Params
 
 MIB = 2**20
+IN_A_ROW = 8  # matrix products that are timed as one
 
 
 class Step(NamedTuple):
@@ -95,6 +96,15 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def warm_seconds(run: Callable[[], Any]) -> float:
+    """Time one call after another one.
+
+    The first product after a step takes up to twice as long as those that follow.
+    """
+    jax.block_until_ready(run())
+    return seconds(run)
+
+
 def alternate(repeats: int, **calls: Callable[[], Any]) -> dict[str, list[Any]]:
     """Call all in turn, A B A B ..., and return the results of each.
 
@@ -145,11 +155,21 @@ def collection(config: ConfigDict, experiment: Experiment) -> Collection:
 
 
 def matrix_product() -> tuple[Callable[[], Any], float]:
-    """Return a large float32 product on one device, and its 10^9 operations."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
-    return lambda: product(matrix, matrix), 2 * size**3 / 1e9
+    """Return large float32 products on the whole machine, and their 10^9 operations.
+
+    On a CPU one device will do: it uses all cores, which virtual devices share.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = 2048 if on_cpu else 8192
+    devices = jax.local_devices()[:1] if on_cpu else jax.local_devices()
+    matrices = [jax.device_put(jnp.full((size, size), 1 / size), d) for d in devices]
+
+    @jax.jit
+    def products(matrix: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, IN_A_ROW, lambda _, x: x @ matrix, matrix)
+
+    gflop = len(devices) * IN_A_ROW * 2 * size**3 / 1e9
+    return lambda: [products(matrix) for matrix in matrices], gflop
 
 
 def memory_peaks() -> dict[str, float]:

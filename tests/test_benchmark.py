@@ -163,6 +163,14 @@ PRODUCTS = {"gflop", "gflop_per_s", "matmul_gflop_per_s", "matmul_share"}
 EXPERIENCE = {"trained_steps_per_s", "env_steps_per_s"}
 
 
+def test_virtual_devices_share_the_products_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: 2 * jax.devices()[:1])
+    run, gflop = measure.matrix_product()
+    (last,) = run()  # on the first device, which uses all cores
+    assert last.shape == (2048, 2048) and jnp.allclose(last, 1 / 2048)
+    assert gflop == measure.IN_A_ROW * 2 * 2048**3 / 1e9
+
+
 def tiny_navigation():
     config = navigation.get_config("maml")
     config.env.horizon, config.sampling.trajectories = 3, 2
