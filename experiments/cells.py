@@ -21,6 +21,7 @@ from experiments.panels import effective_rates
 from experiments.runs import open_runs
 from experiments.train import train
 from l2f_jax.problems import Score
+from l2f_jax.storage import Unreadable
 
 OFFICIAL = 50_000  # iterations of MAML in the official configs
 MATCHING_TASKS = 100  # of validation, over which a tensor's inner rate is a median
@@ -63,9 +64,9 @@ def members(cell: Cell, folder: Path, seeds: int | None) -> dict[Path, ConfigDic
 def run_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
     """Train and test what no other process has; say whether nothing interrupted it.
 
-    Processes that share a folder so share the testing, too. A run that diverges, or
-    builds on one that is not complete, is left as it is, which is said, and the others
-    are trained.
+    Processes that share a folder so share the testing, too. A run that diverges,
+    cannot be read, or builds on one that is not complete, is left as it is, which is
+    said, and the others are trained.
 
     Args:
       runs: of a cell.
@@ -90,7 +91,7 @@ def run_missing(runs: Mapping[Path, ConfigDict], matched: str = "") -> bool:
                 if not train(config, run):
                     return False
                 judged(run, tasks=config.evaluation.test_tasks)
-            except FloatingPointError as error:
+            except (FloatingPointError, Unreadable) as error:
                 print(f"{run}: {error}", file=sys.stderr)
     return True
 
@@ -153,6 +154,8 @@ class Result(NamedTuple):
 def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
     """Test the runs of a cell, or read their scores; None if one is not complete.
 
+    Nor is one whose newest checkpoint cannot be read, which is said.
+
     Arguments as `run_missing`. Raises ValueError where a directory holds a run of
     another config.
     """
@@ -161,7 +164,11 @@ def judge(runs: Mapping[Path, ConfigDict], matched: str = "") -> Result | None:
             if matched:
                 config.learner.rates = _rates(run, config)
             check_same(run, config)
-        if not is_complete(run, config.training.iterations):
+        try:
+            if not is_complete(run, config.training.iterations):
+                return None
+        except Unreadable as error:
+            print(f"{run}: {error}", file=sys.stderr)
             return None
     found = []
     for run, config in runs.items():

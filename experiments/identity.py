@@ -30,7 +30,8 @@ def read_config(run: Path) -> ConfigDict:
 def newest(run: Path) -> tuple[int, bool]:
     """Return the step of the newest checkpoint, and whether it has its score.
 
-    (0, False) if there is none. Raises ValueError for one that is damaged.
+    (0, False) if there is none. Raises ValueError if its record cannot be read; the
+    state is not.
     """
     folder = run / "checkpoints"
     if not has_checkpoint(folder):

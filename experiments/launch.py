@@ -67,13 +67,13 @@ def guard(main: Callable[[], None]) -> None:
     of the program and keeps its traceback, as everything does with
     L2F_JAX_TRACEBACK=1.
     """
-    # Of a damaged checkpoint every array would have its say, as it is collected.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("L2F_JAX_TRACEBACK"):
             raise
+        # Of a damaged checkpoint every array would have its say, as it is collected.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         message = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)

@@ -168,8 +168,8 @@ def matrix_product() -> tuple[Callable[[], Any], float]:
     def products(matrix: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, IN_A_ROW, lambda _, x: x @ matrix, matrix)
 
-    gflop = len(devices) * IN_A_ROW * 2 * size**3 / 1e9
-    return lambda: [products(matrix) for matrix in matrices], gflop
+    parts = len(devices) * jax.process_count() * IN_A_ROW
+    return lambda: [products(matrix) for matrix in matrices], parts * 2 * size**3 / 1e9
 
 
 def memory_peaks() -> dict[str, float]:

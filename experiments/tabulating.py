@@ -21,7 +21,7 @@ def described(results: Mapping[str, Result | None], cell: Cell) -> dict | None:
       median, diverged: of errors, over tasks and seeds; the latter a share.
       difference: (mean, half) from the other cell, on the same tasks.
       differences: that of each seed, where there are several in both.
-      over_seeds: (mean, half) of them, of what another seed would have.
+      over_seeds: (mean, half) of them.
     """
     result, other = results[cell.name], results.get(cell.against)
     if result is None:
@@ -64,7 +64,7 @@ def _differences(scores: np.ndarray, other: np.ndarray) -> dict[str, Any]:
             pairs = zip(scores, other, strict=True)
             found["differences"] = [paired(a, b)[:2] for a, b in pairs]
             means = np.array([mean for mean, _ in found["differences"]])
-            found["over_seeds"] = over_seeds(means)[:2]
+            found["over_seeds"] = over_seeds(means)
     return found
 
 

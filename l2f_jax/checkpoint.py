@@ -180,7 +180,7 @@ class Checkpoints:
         """Return (state, metadata) of one of `steps`; as for `restore_latest`.
 
         Raises:
-          ValueError: also if `step` is not kept, or damaged.
+          ValueError: also if `step` is not kept, or cannot be read.
         """
         if step not in self.steps:
             raise ValueError(
@@ -206,8 +206,6 @@ class Checkpoints:
 
     def _record(self, step: int) -> dict:
         folder = self._directory / str(step)
-        if folder.exists() and not (folder / RECORD).is_dir():
-            raise ValueError(f"'{folder}' is not a checkpoint of this program")
         return storage.read(self._manager, folder, RECORD, ocp.args.JsonRestore())
 
     def _check_writable(self) -> None:
@@ -222,14 +220,17 @@ class Checkpoints:
         try:
             record = self._record(step)
         except ValueError:
-            self._manager.reload()
+            storage.beside_deletions(self._manager.reload)
             if self.latest == step:
                 raise
             return self._read_tables()  # a run that goes on has saved another
         try:  # at once: a run that goes on may write it, or delete its folder
-            best = json.loads((self._directory / str(step) / _BEST).read_text())
-            ranked = True
-        except (FileNotFoundError, json.JSONDecodeError):
+            table = (self._directory / str(step) / _BEST).read_text()
+            best, ranked = (
+                [(int(step), float(x)) for step, x in json.loads(table)],
+                True,
+            )
+        except (FileNotFoundError, TypeError, ValueError):
             # Not validated yet, or to be validated again: its table was lost when the
             # machine went down. Older runs saved a state with its score.
             best, ranked = record["best"], record.get("ranked", True)

@@ -158,16 +158,16 @@ def interval(scores: np.ndarray) -> Interval:
     return Interval(float(scores.mean()), float(half), n)
 
 
-def over_seeds(means: np.ndarray) -> Interval:
-    """Return the mean over runs [seeds] and its 95 % interval, t s / sqrt(n).
+def over_seeds(means: np.ndarray) -> tuple[float, float]:
+    """Return the mean of runs [seeds] and the half width of its 95 % interval.
 
-    t is Student's with n - 1 degrees of freedom. What holds over the tasks of some runs
-    may fail in a run of another seed; of that this interval tells. With a single run,
-    or with one that is not finite, the half width is not a number.
+    t s / sqrt(n), t Student's with n - 1 degrees of freedom: where the mean over all
+    seeds lies, as far as these tell, when the tasks are given. A single run may lie
+    sqrt(n + 1) times as far from this mean. With one run, or with one that is not
+    finite, the half width is not a number.
     """
     mean, half, n = interval(means)
-    factor = float(stdtrit(n - 1, 0.975)) / 1.96 if n > 1 else float("nan")
-    return Interval(mean, factor * half, n)
+    return mean, half * float(stdtrit(n - 1, 0.975)) / 1.96 if n > 1 else float("nan")
 
 
 def quartiles(errors: np.ndarray) -> np.ndarray:

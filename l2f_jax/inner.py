@@ -1,12 +1,14 @@
 """The inner loop: data sources, update rules and one `unroll` for every learner."""
 
+import math
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from l2f_jax.tree import at
 from l2f_jax.types import Array, Data, InnerRule, Params, Source, Stats
@@ -97,7 +99,8 @@ def fixed_rates(
     Official checkpoints hold such a table, see `interop.OfficialModel.rates`.
 
     Args:
-      rates: {path: one rate, or [steps]}; steps beyond the last keep its rate.
+      rates: {path: one rate, or [steps]}, also below 0, as learned ones may be; steps
+        beyond the last keep its rate.
       lr: rate of the tensors that `rates` does not name.
     Raises:
       ValueError (from init): `rates` names a tensor that does not move, or lacks one
@@ -130,9 +133,10 @@ def first_order(rule: InnerRule) -> InnerRule:
 
 
 def _check_rate(lr: float) -> None:
-    # An array may be traced: a rate that is swept over.
-    if isinstance(lr, Real) and not lr >= 0:
-        raise ValueError(f"`lr` ({lr}) must be at least 0")
+    if isinstance(lr, Tracer):  # a rate that is swept over
+        return
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"`lr` ({lr}) must be a finite number of at least 0")
 
 
 def _indexed_by_step(

@@ -1,13 +1,15 @@
 """A folder of checkpoints, which Orbax writes and reads: opened, checked, read."""
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 STATE, RECORD = "state", "record"  # what a checkpoint consists of
+DELETION_S = 1.0  # seconds that Orbax may take from a folder's first file to its last
 _UNFINISHED = re.compile(r"^\d+\.orbax-checkpoint-tmp")
 
 
@@ -21,6 +23,10 @@ class KeepSteps(ocp.checkpoint_managers.PreservationPolicy):
         return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
+class Unreadable(ValueError):
+    """A checkpoint is there but cannot be read, most likely because it is damaged."""
+
+
 def open_folder(
     directory: Path, kept: KeepSteps, read_only: bool
 ) -> ocp.CheckpointManager:
@@ -30,7 +36,24 @@ def open_folder(
         create=not read_only,
         cleanup_tmp_directories=not read_only,
     )
-    return ocp.CheckpointManager(directory, options=options, item_names=(STATE, RECORD))
+    return beside_deletions(
+        lambda: ocp.CheckpointManager(
+            directory, options=options, item_names=(STATE, RECORD)
+        )
+    )
+
+
+def beside_deletions(call: Callable[[], Any]) -> Any:
+    """Call what lists all steps, again when one is deleted while it does.
+
+    A run that goes on deletes some whenever it saves.
+    """
+    for _ in range(10):
+        try:
+            return call()
+        except FileNotFoundError:
+            time.sleep(DELETION_S / 10)
+    return call()
 
 
 def read(manager: ocp.CheckpointManager, folder: Path, item: str, how: Any) -> Any:
@@ -42,19 +65,25 @@ def read(manager: ocp.CheckpointManager, folder: Path, item: str, how: Any) -> A
       item: `STATE` or `RECORD`.
       how: Orbax's arguments for it.
     Raises:
-      ValueError: it is damaged, or gone.
+      ValueError: the checkpoint is gone, or is none of this program.
+      Unreadable: it is there.
     """
     try:
         args = ocp.args.Composite(**{item: how})
         return manager.restore(int(folder.name), args=args)[item]
-    except Exception as error:  # of many types, as the damage is
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        time.sleep(DELETION_S)  # a folder that is being deleted is so file by file
         if not folder.exists():
             raise ValueError(
                 f"'{folder}' is gone: the run goes on and keeps newer ones; try again"
             ) from error
-        raise ValueError(
-            f"'{folder}' is damaged: its {item} cannot be read ({_cause(error)}); "
-            "delete that folder to go on without it"
+        if not (folder / RECORD).is_dir():
+            raise ValueError(
+                f"'{folder}' is not a checkpoint of this program"
+            ) from error
+        raise Unreadable(
+            f"the {item} in '{folder}' cannot be read ({_cause(error)}); if it is "
+            "damaged, move that folder away to go on without it"
         ) from error
 
 

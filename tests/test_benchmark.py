@@ -164,6 +164,7 @@ EXPERIENCE = {"trained_steps_per_s", "env_steps_per_s"}
 
 
 def test_virtual_devices_share_the_products_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(jax, "local_devices", lambda: 2 * jax.devices()[:1])
     run, gflop = measure.matrix_product()
     (last,) = run()  # on the first device, which uses all cores

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -23,7 +24,9 @@ import numpy as np
 import optax
 import pytest
 
+from l2f_jax import storage
 from l2f_jax.checkpoint import Checkpoints
+from l2f_jax.storage import Unreadable
 
 
 class State(NamedTuple):
@@ -318,6 +321,46 @@ def test_a_step_that_a_running_program_deletes_is_said_to_be_gone(two_saved):
             checkpoints.restore_latest(filled(0))
 
 
+def test_a_step_that_is_being_deleted_is_not_called_damaged(two_saved, monkeypatch):
+    monkeypatch.setattr(storage, "DELETION_S", 0.3)
+    with Checkpoints(two_saved, read_only=True) as checkpoints:
+        (two_saved / "1" / "record" / "metadata").unlink()
+        end = threading.Timer(0.1, shutil.rmtree, [two_saved / "1"])
+        end.start()
+        with pytest.raises(ValueError, match="1' is gone: the run goes on"):
+            checkpoints.restore_best(0, filled(0))
+        end.join()
+
+
+def test_a_step_that_is_deleted_while_all_are_listed_is_passed_over(
+    two_saved, monkeypatch
+):
+    monkeypatch.setattr(storage, "DELETION_S", 0.0)
+    opened, manager = [], storage.ocp.CheckpointManager
+
+    def beside_a_deletion(*arguments, **options):
+        opened.append(arguments)
+        if len(opened) == 1:
+            raise FileNotFoundError(arguments[0] / "1")
+        return manager(*arguments, **options)
+
+    monkeypatch.setattr(storage.ocp, "CheckpointManager", beside_a_deletion)
+    with Checkpoints(two_saved, read_only=True) as checkpoints:
+        assert checkpoints.latest == 2 and len(opened) == 2
+
+
+@pytest.mark.parametrize("error", [PermissionError("no"), MemoryError("no")])
+def test_what_is_no_damage_keeps_its_name(two_saved, monkeypatch, error):
+    with Checkpoints(two_saved) as checkpoints:
+
+        def restore(*_, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises(type(error), match="^no$"):
+            checkpoints.restore_latest(filled(0))
+
+
 def test_opening_takes_the_step_that_a_running_program_has_saved_since(
     two_saved, monkeypatch
 ):
@@ -345,7 +388,10 @@ def test_opening_takes_the_step_that_a_running_program_has_saved_since(
         ("state/d/*", b"{"),
     ],
 )
-def test_a_damaged_step_is_named_and_the_others_are_there(tmp_path, file, content):
+def test_a_damaged_step_is_named_and_the_others_are_there(
+    tmp_path, file, content, monkeypatch
+):
+    monkeypatch.setattr(storage, "DELETION_S", 0.0)
     # One array: those beside a lost one would speak in the tests that follow.
     with Checkpoints(tmp_path) as checkpoints:
         save_ranked(checkpoints, 1, {"x": jnp.full(3, 1.0)}, 0.5)
@@ -356,8 +402,9 @@ def test_a_damaged_step_is_named_and_the_others_are_there(tmp_path, file, conten
         path.write_bytes(content)
     like = {"x": jnp.zeros(3)}
     with warnings.catch_warnings(action="ignore"):
-        expected = r"2' is damaged: its .*; delete that folder"
-        with pytest.raises(ValueError, match=expected), Checkpoints(tmp_path) as saved:
+        item = file.split("/")[0]
+        expected = rf"the {item} in '.*/2' cannot be read .*; if it is damaged"
+        with pytest.raises(Unreadable, match=expected), Checkpoints(tmp_path) as saved:
             saved.restore_latest(like)
         gc.collect()  # what Orbax no longer awaits is said here, not in another test
     shutil.rmtree(tmp_path / "2")
@@ -365,10 +412,11 @@ def test_a_damaged_step_is_named_and_the_others_are_there(tmp_path, file, conten
         np.testing.assert_array_equal(checkpoints.restore_latest(like)[0]["x"], 1)
 
 
-def test_a_table_that_is_lost_is_made_again(two_saved):
+@pytest.mark.parametrize("rest", [b"", b"\xff", b"null", b"5", b"[[2, 0"])
+def test_a_table_that_is_lost_is_made_again(two_saved, rest):
     with Checkpoints(two_saved) as checkpoints:
         checkpoints.rank(0.7)
-    (two_saved / "2" / "best.json").write_text("")
+    (two_saved / "2" / "best.json").write_bytes(rest)
     with Checkpoints(two_saved) as checkpoints:
         assert not checkpoints.ranked and checkpoints.best == [(1, 0.5)]
         checkpoints.rank(0.7)

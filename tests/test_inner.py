@@ -121,9 +121,9 @@ def test_per_step_rates_need_a_step():
 @pytest.mark.parametrize(
     "rule", [sgd, adam, meta_sgd, partial(per_step_rates, steps=1)]
 )
-@pytest.mark.parametrize("lr", [-0.1, float("nan")])
+@pytest.mark.parametrize("lr", [-0.1, np.float64("inf"), float("nan")])
 def test_a_rate_below_zero_is_refused(rule, lr):
-    with pytest.raises(ValueError, match=rf"`lr` \({lr}\) must be at least 0"):
+    with pytest.raises(ValueError, match=rf"`lr` \({lr}\) must be a finite"):
         rule(lr)
 
 

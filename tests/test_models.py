@@ -96,6 +96,7 @@ def test_initial_values(key):
 def test_a_head_without_outputs_is_refused(model):
     with pytest.raises(ValueError, match=r"`outputs` \(0\) must be at least 1"):
         model(0)
+    model(np.int64(1))
 
 
 def test_images_too_small_for_the_pooling_are_refused(key):

@@ -397,7 +397,7 @@ def scores_of_something_else(run: Path) -> None:
         (torn, "run.json is not the record of a run"),
         (without_checkpoints, "run has no complete checkpoint yet"),
         (killed_while_saving, "run has no complete checkpoint yet"),
-        (damaged, "run/checkpoints/[0-9]+' is damaged: its record cannot be read"),
+        (damaged, "the record in '.*run/checkpoints/[0-9]+' cannot be read"),
         (scores_of_something_else, "evaluation_test.json is not what evaluate.py"),
     ],
 )

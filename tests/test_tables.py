@@ -23,8 +23,10 @@ from experiments.recording import read_metrics
 from experiments.scores import START
 from experiments.tables import chosen_cells
 from experiments.tabulating import described, heading, markdown
+from l2f_jax import storage
 from l2f_jax.checkpoint import Checkpoints
 from l2f_jax.problems import Score, build
+from l2f_jax.storage import Unreadable
 from tests import tiny
 
 pytestmark = pytest.mark.mixed_dtypes  # Adam
@@ -357,23 +359,30 @@ def test_a_record_may_lack_keys_that_configs_have_gained(tmp_path):
         check_same(tmp_path, cell.config)
 
 
-def test_a_cell_that_diverges_is_said_to_and_the_next_one_trained(
-    tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    "error",
+    [
+        FloatingPointError("outer/loss is not finite at step 3"),
+        Unreadable("the state in 'checkpoints/3' cannot be read"),
+    ],
+)
+def test_a_cell_that_fails_is_said_to_and_the_next_one_trained(
+    tmp_path, monkeypatch, capsys, error
 ):
-    def diverge(config, run):
+    def fail(config, run):
         if run.name == "a":
-            raise FloatingPointError("outer/loss is not finite at step 3")
+            raise error
         trained.append(run)
         return True
 
     trained, tested = [], []
     (cell,) = chosen_cells("4", "icons", "maml")
-    monkeypatch.setattr(cells, "train", diverge)
+    monkeypatch.setattr(cells, "train", fail)
     monkeypatch.setattr(cells, "judged", lambda run, tasks: tested.append((run, tasks)))
     runs = {tmp_path / name: cell.config for name in "ab"}
     assert cells.run_missing(runs)
     assert trained == [tmp_path / "b"] and tested == [(tmp_path / "b", 600)]
-    assert "a: outer/loss is not finite at step 3" in capsys.readouterr().err
+    assert f"a: {error}" in capsys.readouterr().err
     assert cells.judge(runs) is None
 
 
@@ -394,6 +403,18 @@ def complete(run, config):
     with Checkpoints(run / "checkpoints") as saved:
         saved.save(config.training.iterations, {"w": np.zeros(1)})
         saved.rank(0.0)
+
+
+def test_a_cell_that_cannot_be_read_is_said_to_be_missing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(storage, "DELETION_S", 0.0)
+    (cell,) = chosen_cells("4", "icons", "maml")
+    complete(tmp_path, cell.config)
+    (record,) = tmp_path.glob("checkpoints/*/record/metadata")
+    record.write_text("")
+    assert cells.judge({tmp_path: cell.config}) is None
+    assert "the record in" in capsys.readouterr().err
 
 
 def test_a_cell_waits_for_the_network_that_it_builds_on(tmp_path, monkeypatch):

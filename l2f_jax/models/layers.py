@@ -21,7 +21,7 @@ def check_sizes(**sizes: int | Sequence[int] | None) -> None:
     for name, size in sizes.items():
         if size is None:  # there is none
             continue
-        if min([size] if isinstance(size, int) else [*size, 1]) < 1:
+        if min([*size, 1] if isinstance(size, Sequence) else [size]) < 1:
             raise ValueError(f"`{name}` ({size}) must be at least 1")
 
 
