@@ -19,7 +19,7 @@ from l2f_jax.outer import TrainState, make_update
 from l2f_jax.parallel import mesh_for, tasks_at_once
 from l2f_jax.problems import Experiment, build
 from l2f_jax.problems.classification import method
-from l2f_jax.problems.reinforcement import method as policy_search
+from l2f_jax.problems.policy_search import method as policy_search
 from l2f_jax.problems.supervised import objective
 from l2f_jax.rl.rollout import rollouts
 from l2f_jax.types import Batch, Episode, Params

@@ -13,7 +13,8 @@ from experiments.plots import Numbers
 from experiments.runs import Run, last_state
 from l2f_jax.data.episodes import episode_keys
 from l2f_jax.envs.physics import body
-from l2f_jax.problems.reinforcement import FIRST_TASK, as_judged, method
+from l2f_jax.problems.policy_search import as_judged, method
+from l2f_jax.problems.reinforcement import FIRST_TASK
 from l2f_jax.rl.rollout import experience, rollouts
 
 TASKS = 3  # that are drawn

@@ -14,7 +14,8 @@ from l2f_jax.envs.env import Env
 from l2f_jax.evaluation import Predictions
 from l2f_jax.models.policy import FLOOR, Gaussian
 from l2f_jax.problems import build
-from l2f_jax.problems.reinforcement import FIRST_TASK, Search, _inner, method, returns
+from l2f_jax.problems.policy_search import Search, _inner, method
+from l2f_jax.problems.reinforcement import FIRST_TASK, returns
 from l2f_jax.rl.rollout import Sampling
 from l2f_jax.rl.trpo import TrustRegion
 from l2f_jax.types import Learner, MetaParams, Model

@@ -262,10 +262,10 @@ def test_not_finite_loss_stops_with_step_and_checkpoint(tmp_path):
     train_first_epoch = tiny.get_config()
     train_first_epoch.training.iterations = 6
     train(train_first_epoch, tmp_path / "run")
-    config.learner.lr = float("inf")
+    config.learner.lr = 1e38  # beyond what float32 can square
     run_json = tmp_path / "run" / "run.json"
     record = json.loads(run_json.read_text())
-    record["config"]["learner"]["lr"] = float("inf")
+    record["config"]["learner"]["lr"] = 1e38
     run_json.write_text(json.dumps(record))
     with pytest.raises(FloatingPointError, match="at step 7; .* is step 6"):
         train(config, tmp_path / "run")
