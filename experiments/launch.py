@@ -142,6 +142,11 @@ def config() -> ConfigDict:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for first, second in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = first.partition("=")
+        file = (value or second).partition(":")[0]
+        if name in ("--config", "-config") and not Path(file).is_file():
+            raise ValueError(f"--config ({file}) must be a file that exists")
     try:
         return flags.FLAGS(argv)[1:]
     except flags.Error as error:

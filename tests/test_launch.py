@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments import launch
 from experiments.launch import PROCESSES, processes
 
 
@@ -27,3 +28,11 @@ def test_variables_that_tell_no_processes_are_refused(values, message):
     told = {k: v for k, v in zip(PROCESSES, values, strict=True) if v is not None}
     with pytest.raises(ValueError, match=message):
         processes(told)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config=nope.py:l2f"], ["--config", "nope.py"]]
+)
+def test_a_config_that_is_no_file_is_refused(arguments):
+    with pytest.raises(ValueError, match=r"--config \(nope.py\) must be a file"):
+        launch._parse(["train.py", *arguments])

@@ -463,7 +463,6 @@ def test_comparison_without_a_test_split_is_refused_before_training(
         (["--config=tests/tiny.py", "--config.learner.steps=many"], "many"),
         (["--config=tests/tiny.py:l3f"], "train.py: variant 'l3f'"),
         (["--config=tests/tiny.py:maml", "--config.transform.scope=x"], "key 'scope'"),
-        (["--config=tests/missing.py"], "missing.py"),
         ([], "--config"),
         (["--config=tests/tiny.py", "--config.data.bank=nowhere"], "nowhere"),
         (["--config=tests/tiny.py", "--config.data.shots=99"], "99"),

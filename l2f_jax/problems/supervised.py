@@ -264,6 +264,9 @@ def _optimiser(
 ) -> optax.GradientTransformation:
     """Build the outer optimiser; `clip` 0 does not clip."""
     if not 0 <= min_lr <= lr:
-        raise ValueError(f"`optimiser.min_lr` ({min_lr}) must lie in 0 .. lr ({lr})")
+        raise ValueError(
+            f"`optimiser.min_lr` ({min_lr}) must lie in 0 .. `optimiser.lr` ({lr}); "
+            "set both"
+        )
     rate = cosine_by_epoch(lr, min_lr, schedule.epochs, schedule.iterations_per_epoch)
     return meta_optimiser(rate, clip=clip or None, name=name)
