@@ -226,10 +226,8 @@ class Checkpoints:
             return self._read_tables()  # a run that goes on has saved another
         try:  # at once: a run that goes on may write it, or delete its folder
             table = (self._directory / str(step) / _BEST).read_text()
-            best, ranked = (
-                [(int(step), float(x)) for step, x in json.loads(table)],
-                True,
-            )
+            best = [(int(at), float(score)) for at, score in json.loads(table)]
+            ranked = True
         except (FileNotFoundError, TypeError, ValueError):
             # Not validated yet, or to be validated again: its table was lost when the
             # machine went down. Older runs saved a state with its score.

@@ -27,7 +27,7 @@ def recorded(data: Data) -> Source:
 def sgd(lr: float) -> InnerRule:
     """Move by -lr times the gradient: MAML's rule, Eq. (1).
 
-    Raises ValueError for an `lr` below 0.
+    Raises ValueError for an `lr` below 0, or infinite.
     """
     _check_rate(lr)
     return from_optax(optax.sgd(lr))
@@ -38,7 +38,7 @@ def adam(lr: float, *, eps_root: float = 1e-8, **options) -> InnerRule:
 
     eps_root > 0 keeps the meta-gradient finite where a gradient is exactly zero, as for
     a convolution's bias before batch normalisation. Raises ValueError for an `lr` below
-    0.
+    0, or infinite.
     """
     _check_rate(lr)
     return from_optax(optax.adam(lr, eps_root=eps_root, **options))
@@ -55,7 +55,7 @@ def meta_sgd(lr: float) -> InnerRule:
     Args:
       lr: where all rates start; they are not kept positive.
     Raises:
-      ValueError: `lr` < 0.
+      ValueError: `lr` < 0, or infinite.
     Reference: Li et al., Meta-SGD, 2017.
     """
     _check_rate(lr)
@@ -78,7 +78,7 @@ def per_step_rates(lr: float, steps: int) -> InnerRule:
       lr: where all rates start; they are not kept positive.
       steps: the steps trained with; adaptation beyond them keeps the last step's rates.
     Raises:
-      ValueError: `lr` < 0, `steps` < 1.
+      ValueError: `lr` < 0, or infinite; `steps` < 1.
     Reference: Antoniou et al., How to train your MAML, ICLR 2019, Sec. 4.
     """
     _check_rate(lr)
