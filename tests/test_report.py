@@ -18,7 +18,7 @@ from PIL import Image
 
 from configs.regression import sinusoid
 from configs.rl import navigation
-from experiments import panels, report, setting
+from experiments import diagnostics, panels, report, setting
 from experiments.identity import check_comparable
 from experiments.judging import evaluate
 from experiments.runs import Run, gammas, judge, last_state, open_runs
@@ -247,7 +247,7 @@ def test_gammas_are_of_each_judged_task_and_tensor(runs, page):
 def test_conflict_is_that_of_figure_3_at_the_last_checkpoint(runs, page):
     shown = table(page, "tensor", "whole")
     (run,) = opened(runs[:1])
-    n = panels.conflicts(run, report.CONFLICTING)
+    n = panels.conflicts(run, diagnostics.CONFLICTING)
     expected = [*(values[-1] for values in n["layers"].values()), np.mean(n["by_task"])]
     assert [row[0] for row in shown] == [*n["layers"], "all of theta"]
     assert [float(row[1]) for row in shown] == pytest.approx(expected, abs=6e-4)
@@ -255,7 +255,7 @@ def test_conflict_is_that_of_figure_3_at_the_last_checkpoint(runs, page):
 
 def test_gammas_of_runs_with_other_tensors_leave_gaps():
     found = {"a": {"w": np.array([0.0, 0.25, 0.5])}, "b": {"v": np.ones((3, 2))}}
-    picture, shown = report.attenuation(found, "test")
+    picture, shown = diagnostics.attenuation(found, "test")
     assert shown.rows == [
         ["w", "0.250 (0.000 .. 0.500)", ""],
         ["v", "", "1.000 (1.000 .. 1.000)"],
