@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import launch, measure
+from experiments import launch, measure, overheads
 from experiments.locking import held
 from experiments.recording import environment
 from l2f_jax.data.writer import write_bank
@@ -203,7 +203,7 @@ def rows(options: flags.FlagValues, config: ConfigDict, folder: Path) -> Iterato
     if options.orders:
         measured = orders(config)
     elif options.parts:
-        measured = iter([measure.parts(config, build(config), options.repeats)])
+        measured = iter([overheads.shares(config, build(config), options.repeats)])
     else:
         measured = iter(
             [benchmark(config, options.repeats, options.peer, options.turns)]

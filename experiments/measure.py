@@ -1,6 +1,5 @@
 """Measure the training step of an experiment: compilation, time, arithmetic, memory."""
 
-import itertools
 import resource
 import statistics
 import sys
@@ -14,15 +13,11 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from ml_collections import ConfigDict
 
 from experiments.flops import flops
-from l2f_jax import backend
-from l2f_jax.outer import TrainState, make_update
-from l2f_jax.parallel import mesh_for, tasks_at_once
-from l2f_jax.problems import Experiment, build
-from l2f_jax.problems.classification import method
+from l2f_jax.outer import TrainState
+from l2f_jax.problems import Experiment
 from l2f_jax.problems.policy_search import method as policy_search
-from l2f_jax.problems.supervised import objective
 from l2f_jax.rl.rollout import rollouts
-from l2f_jax.types import Batch, Episode, Params
+from l2f_jax.types import Params
 
 MIB = 2**20
 IN_A_ROW = 8  # matrix products that are timed as one
@@ -183,76 +178,3 @@ def memory_peaks() -> dict[str, float]:
     if "peak_bytes_in_use" in device:
         peaks["device_mib"] = device["peak_bytes_in_use"] / MIB
     return peaks
-
-
-def parts(config: ConfigDict, experiment: Experiment, repeats: int) -> dict[str, float]:
-    """Measure what dispatching and episodes cost, as shares of a step.
-
-    Takes as many meta-iterations in four ways, in turn: one a dispatch, all in one
-    dispatch, all in one with episodes that are there already, and all in one with
-    images from a stream.
-
-    Returns:
-      iterations in a dispatch; dispatch_share, what single dispatches would add;
-      sampling_share, what ready episodes would save; stream_share, what reading the
-      images on the host while the dispatch before runs would add.
-    """
-    if config.problem != "classification":
-        raise ValueError(f"--parts is for classification, not {config.problem!r}")
-    state, step, iterations = last_epoch(experiment)
-    ready = presampled(config, experiment, iterations)
-    streaming = ConfigDict(config.to_dict())
-    streaming.data.placement = "stream"
-    streamed, begins = build(streaming), itertools.count(step, iterations)
-
-    def one_by_one():
-        now = state
-        for i in range(iterations):
-            now, _ = experiment.update(now, step + i, 1)
-        return now
-
-    calls = {
-        "single": lambda: seconds(one_by_one),
-        "all": lambda: seconds(lambda: experiment.update(state, step, iterations)),
-        "ready": lambda: seconds(lambda: ready(state)),
-        "stream": lambda: seconds(
-            lambda: streamed.update(state, next(begins), iterations)
-        ),
-    }
-    alternate(1, **calls)  # compiles
-    taken = alternate(repeats, **calls)
-    return {
-        "iterations": iterations,
-        "dispatch_share": median_ratio(taken["single"], taken["all"]) - 1,
-        "sampling_share": 1 - median_ratio(taken["ready"], taken["all"]),
-        "stream_share": median_ratio(taken["stream"], taken["all"]) - 1,
-    }
-
-
-def presampled(config: ConfigDict, experiment: Experiment, iterations: int) -> Callable:
-    """Return state -> update: the training step on given episodes of random numbers."""
-    schedule, ways = experiment.schedule, config.data.ways
-    mesh = mesh_for(schedule.tasks)
-    names = ("model", "learner", "transform", "optimiser", "training")
-    built = method(ways=ways, **{name: config[name] for name in names})
-    task_map = backend.task_map(schedule.task_map, (1, *experiment.facts["shape"]))
-    at_once = tasks_at_once(task_map, schedule.tasks, mesh)
-    update = make_update(
-        objective(built, schedule.program(schedule.iterations - 1)),
-        built.optimiser,
-        lambda shared, item, key: item,
-        tasks=schedule.tasks,
-        mesh=mesh,
-        at_once=at_once,
-        reduction=schedule.reduction,
-    )
-
-    def batch(number: int) -> Batch:
-        lead = (iterations, schedule.tasks, ways * number)
-        inputs = jax.random.normal(
-            jax.random.key(0), (*lead, *experiment.facts["shape"])
-        )
-        return Batch(inputs, jnp.broadcast_to(jnp.arange(lead[-1]) // number, lead))
-
-    episodes = Episode(batch(config.data.shots), batch(config.data.queries))
-    return lambda state: update(state, (), episodes, iterations=iterations)

@@ -16,7 +16,7 @@ import pytest
 
 from configs.regression import sinusoid
 from configs.rl import navigation
-from experiments import measure
+from experiments import measure, overheads
 from experiments.benchmark import (
     benchmark,
     check,
@@ -142,7 +142,7 @@ def test_arithmetic_grows_with_iterations_and_not_with_sampling(experiment):
     count = jax.make_jaxpr(experiment.update, static_argnums=(1, 2))
     once = flops(count(state, step, 1))
     assert flops(count(state, step, 3)) == 3 * once > 0
-    ready = measure.presampled(tiny.get_config(), experiment, 3)
+    ready = overheads.presampled(tiny.get_config(), experiment, 3)
     assert flops(jax.make_jaxpr(ready)(state)) == 3 * once
 
 

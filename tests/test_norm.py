@@ -9,7 +9,7 @@ from l2f_jax.models.conv4 import conv4
 from l2f_jax.models.layers import max_pool
 from l2f_jax.models.norm import Norm, init_norm, normalise, normalise_and_pool
 from l2f_jax.models.resnet12 import resnet12
-from l2f_jax.problems.classification import PROTOCOLS
+from l2f_jax.problems.classifier import PROTOCOLS
 
 
 def column(*values):

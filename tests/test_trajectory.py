@@ -16,6 +16,7 @@ from l2f_jax.interop import from_official, to_official
 from l2f_jax.losses import cross_entropy
 from l2f_jax.models.conv4 import conv4
 from l2f_jax.problems import supervised
+from l2f_jax.problems.running import run
 from l2f_jax.types import Batch, Episode
 
 pytestmark = [pytest.mark.mixed_dtypes, pytest.mark.usefixtures("x64")]
@@ -85,7 +86,7 @@ def trained_by_library(params, batches):
         learner, steps, cross_entropy, optimiser=optimiser, training=TRAINING
     )
     example = jax.ShapeDtypeStruct((1, *IMAGE[1:], IMAGE[0]), jnp.float64)
-    runs = supervised.run(built, lambda split: feed(batches), example, [steps], fixed=0)
+    runs = run(built, lambda split: feed(batches), example, [steps], fixed=0)
     start = from_official(params, learned_rates=True).meta
     state = runs.init(0)._replace(meta=jax.tree.map(jnp.asarray, start))
     step = 0

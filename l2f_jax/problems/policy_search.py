@@ -19,8 +19,7 @@ from l2f_jax.problems.schedule import (
     check_least,
     check_ranges,
 )
-from l2f_jax.problems.sections import call, select
-from l2f_jax.problems.supervised import Section
+from l2f_jax.problems.sections import Section, call, select
 from l2f_jax.rl.losses import reinforce
 from l2f_jax.rl.rollout import Sampling
 from l2f_jax.rl.trpo import TrustRegion

@@ -22,10 +22,10 @@ from l2f_jax.data.episodes import Preprocess
 from l2f_jax.inner import constant
 from l2f_jax.outer import TrainState
 from l2f_jax.problems import saved
-from l2f_jax.problems.classification import (
+from l2f_jax.problems.classification import normalising
+from l2f_jax.problems.classifier import (
     PROTOCOLS,
     method,
-    normalising,
     protocol,
     prototypes_digest,
 )

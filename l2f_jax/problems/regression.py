@@ -14,9 +14,9 @@ from l2f_jax.losses import squared_error
 from l2f_jax.models.mlp import mlp
 from l2f_jax.problems import supervised
 from l2f_jax.problems.experiment import Experiment, Score
+from l2f_jax.problems.running import run
 from l2f_jax.problems.schedule import Evaluation, check_least, points_to_test
-from l2f_jax.problems.sections import call, select
-from l2f_jax.problems.supervised import Section
+from l2f_jax.problems.sections import Section, call, select
 from l2f_jax.types import Array, Episode
 
 
@@ -55,9 +55,7 @@ def regression(
     points = points_to_test(rest.pop("points", range(built.steps + 1)), built.steps)
     example = jax.ShapeDtypeStruct((1, 1), jnp.float32)
     held = call(Evaluation, rest, "evaluation")
-    runs = supervised.run(
-        built, feeds.__getitem__, example, points, fixed=held.seed, seeds=seeds
-    )
+    runs = run(built, feeds.__getitem__, example, points, fixed=held.seed, seeds=seeds)
     return Experiment(
         **runs._asdict(),
         scores=_scores,

@@ -14,8 +14,7 @@ from l2f_jax.parallel import mesh_for
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.policy_search import LEAST, Search, as_judged, method
 from l2f_jax.problems.schedule import Evaluation, points_to_test
-from l2f_jax.problems.sections import call
-from l2f_jax.problems.supervised import Section
+from l2f_jax.problems.sections import Section, call
 from l2f_jax.rl.rollout import experience, rollouts, total_return
 from l2f_jax.rl.search import make_update
 from l2f_jax.types import Array, MetaParams

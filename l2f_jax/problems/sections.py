@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+Section = Mapping[str, Any]
+
 
 def select(
-    section: Mapping[str, Any],
+    section: Section,
     where: str,
     choices: Mapping[str, Callable],
     **context: Any,
@@ -25,9 +27,7 @@ def select(
     return call(choices[name], options, where, **context)
 
 
-def call(
-    component: Callable, options: Mapping[str, Any], where: str, **context: Any
-) -> Any:
+def call(component: Callable, options: Section, where: str, **context: Any) -> Any:
     """Call a component with a section's keys and with context that is no config.
 
     Raises:
