@@ -57,7 +57,7 @@ def physics(engine: str) -> tuple[Any, Advance]:
     except ImportError as error:
         raise ValueError(
             "the half-cheetah needs MuJoCo and Gymnasium, and for `engine` 'mjx' MJX: "
-            "pip install 'l2f_jax[rl]' or 'l2f_jax[mjx]'"
+            f"pip install 'l2f_jax[rl]' or 'l2f_jax[mjx]' ({error})"
         ) from error
 
 

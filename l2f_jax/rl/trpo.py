@@ -143,9 +143,10 @@ def fisher_product(
     """Return v -> F v, the Hessian of the mean KL divergence at the old parameters.
 
     There F = J^T M J, J the Jacobian of all distributions and M their own Fisher
-    matrix: 1 / sigma^2 for a mean, 2 for a log deviation. J is linearised once. Behind
-    a stop-gradient (L2F with `through` False) J omits how gamma depends on theta, and
-    F is the Hessian with each task's embedding held fixed.
+    matrix: 1 / sigma^2 for a mean, 2 for a log deviation. J is linearised once; MAML's
+    code takes a difference of gradients at v / |flat| instead, a secant. Behind a
+    stop-gradient (L2F with `through` False) J omits how gamma depends on theta, and F
+    is the Hessian with each task's embedding held fixed.
 
     Args:
       policies: flat -> distributions, mean [tasks, B, H, a], log_std [tasks, a].
