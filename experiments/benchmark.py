@@ -14,7 +14,11 @@ search has no fixed length, steps of the environment count instead: trained_step
 is how fast they are made and learned from, env_steps_per_s how fast a policy makes them
 in all tasks at once, nothing learned. program_mib is the compiler's account of a
 device's memory, peak_mib the resident memory of this process, device_mib the peak on
-the device.
+the device. time_ratio and memory_ratio are relative to the peer's peer_s and peer_mib.
+
+--parts takes as many iterations in four ways: dispatch_share is what single dispatches
+would add to a step, sampling_share what episodes that are there already would save, and
+stream_share what reading the images on the host would add.
 """
 
 import contextlib
@@ -220,10 +224,13 @@ def check(options: Any, config: ConfigDict) -> None:
     given = [f"--{name}" for name in kinds if getattr(options, name)]
     if len(given) > 1 and (options.orders or options.parts):
         raise ValueError(f"{' and '.join(given)} do not go together; give one of them")
-    if options.synthetic and config.problem != "classification":
+    for name in ("synthetic", "parts"):
+        if getattr(options, name) and config.problem != "classification":
+            raise ValueError(f"--{name} is for classification, not {config.problem}")
+    if options.orders and config.problem == "reinforcement":
         raise ValueError(
-            f"--synthetic ({options.synthetic}): a run of {config.problem} reads no "
-            "images"
+            "--orders is for episodes, which can be compiled without being run, not "
+            "for reinforcement; set --config.training.order"
         )
 
 

@@ -41,10 +41,11 @@ def main() -> None:
     given = launch.config()
     # Asked before the hours of training, not after them.
     check_split(given, build(given), "test", "compare on")
+    configs = variants(given)
     folder = Path(flags.FLAGS.run)
     runs = {name: folder / name for name in ("l2f", "maml")}
     with alone(runs["l2f"]), alone(runs["maml"]):
-        for name, config in variants(given).items():
+        for name, config in configs.items():
             if not train(config, runs[name]):
                 raise SystemExit(128 + signal.SIGTERM)
         tasks = given.evaluation.test_tasks

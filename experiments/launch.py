@@ -152,18 +152,27 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise ValueError(_cause(str(error))) from error
     except (AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
-        raise ValueError(f"--config: {_flaw(error)}") from error
+        raise ValueError(_flaw(error, argv)) from error
 
 
-def _flaw(error: Exception) -> str:
+def _flaw(error: Exception, argv: list[str]) -> str:
     """Return what is wrong with a config; an override may be of a key that it lacks."""
     # ml_collections raises a KeyError, or an AttributeError around one.
     inner = error.args[0] if error.args and isinstance(error, AttributeError) else error
-    return f"no key {inner.args[0]}" if isinstance(inner, KeyError) else str(error)
+    if not isinstance(inner, KeyError):
+        return f"--config: {error}"
+    key, *advice = str(inner.args[0]).splitlines()  # perhaps which one was meant
+    overrides = [argument.partition("=")[0] for argument in argv]
+    found = [name for name in overrides if key.strip("'") in name.split(".")[1:]]
+    sentences = f"{(*found, '--config')[0]}: this config has no key {key}", *advice
+    return ". ".join(sentences)
 
 
 def _cause(message: str) -> str:
     """Return what a config file's own error says, without the way that it took."""
+    if message.endswith(")") and "as a ConfigDict: ValueError" in message:
+        override = message.partition(": ")[0].removeprefix("flag ")
+        return f"{override}: a section; set its keys, as in --config.section.key=value"
     if "Traceback (most recent call last)" not in message:
         return message
     return message.strip().splitlines()[-1].partition(": ")[2]

@@ -12,7 +12,7 @@ from l2f_jax import backend
 from l2f_jax.outer import make_update
 from l2f_jax.parallel import mesh_for, tasks_at_once
 from l2f_jax.problems import Experiment, build
-from l2f_jax.problems.classifier import method
+from l2f_jax.problems.classifier import method_of
 from l2f_jax.problems.supervised import objective
 from l2f_jax.types import Batch, Episode
 
@@ -31,8 +31,6 @@ def shares(
       sampling_share, what ready episodes would save; stream_share, what reading the
       images on the host while the dispatch before runs would add.
     """
-    if config.problem != "classification":
-        raise ValueError(f"--parts is for classification, not {config.problem!r}")
     state, step, iterations = measure.last_epoch(experiment)
     ready = presampled(config, experiment, iterations)
     streaming = ConfigDict(config.to_dict())
@@ -68,9 +66,8 @@ def shares(
 def presampled(config: ConfigDict, experiment: Experiment, iterations: int) -> Callable:
     """Return state -> update: the training step on given episodes of random numbers."""
     schedule, ways = experiment.schedule, config.data.ways
+    built = method_of(config, ways)
     mesh = mesh_for(schedule.tasks)
-    names = ("model", "learner", "transform", "optimiser", "training")
-    built = method(ways=ways, **{name: config[name] for name in names})
     task_map = backend.task_map(schedule.task_map, (1, *experiment.facts["shape"]))
     at_once = tasks_at_once(task_map, schedule.tasks, mesh)
     update = make_update(

@@ -40,12 +40,8 @@ def task(run: Run) -> str:
         shots, judged = (config["data"][key] for key in ("shots", "test_queries"))
         return f"Sinusoid regression from {shots} points, judged on {judged} others."
     if config["problem"] == "reinforcement":
-        number = config["evaluation"].get("trajectories")
-        number = number or config["sampling"]["trajectories"]
-        return (
-            f"Reinforcement learning, {config['env']['name']}: judged on {number} "
-            "trajectories after each update."
-        )
+        name = config["env"]["name"].replace("_", "-")
+        return f"Reinforcement learning, {name}: judged by returns after each update."
     data, classes = config["data"], facts["classes"]
     counts = (f"{split} {classes[split]}" for split in SPLITS if split in classes)
     size = " × ".join(map(str, facts["shape"]))

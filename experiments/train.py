@@ -154,7 +154,9 @@ def validate(
         points=(experiment.steps,),
     )
     found = {k: v[:, 0] for k, v in experiment.scores(predictions).items()}
-    scores = {k: interval(v) for k, v in found.items()}
+    # Of several seeds each task's mean: they are judged on the same tasks.
+    by_task = {k: v.reshape(experiment.seeds, -1).mean(0) for k, v in found.items()}
+    scores = {k: interval(v) for k, v in by_task.items()}
     recorder.log(step, {f"validation/{k}": v.mean for k, v in scores.items()})
     shown = ", ".join(f"{k} {v.mean:.4f} +- {v.half:.4f}" for k, v in scores.items())
     recorder.say(f"step {step}: validation {shown}; {recorder.time_left(step)} left")

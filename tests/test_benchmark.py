@@ -287,10 +287,9 @@ def test_sweep_without_values_is_refused():
         ({"repeats": 0}, "--repeats .0. must be at least 1"),
         ({"parts": True, "peer": "x"}, "--parts and --peer do not go together"),
         ({"orders": True, "parts": True}, "--orders and --parts do not go together"),
-        (
-            {"synthetic": "8x8x1"},
-            "--synthetic .8x8x1.: .* reinforcement reads",
-        ),
+        ({"synthetic": "8x8x1"}, "--synthetic is for classification, not reinf"),
+        ({"parts": True}, "--parts is for classification, not reinforcement"),
+        ({"orders": True}, "--orders .* not for reinforcement; set --config.training"),
     ],
 )
 def test_options_that_are_wrong_or_would_be_ignored_are_refused(given, message):

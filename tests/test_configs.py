@@ -368,7 +368,9 @@ def test_missing_key_is_named(config, key):
 
 def test_per_step_norm_with_the_support_statistics_is_refused(config):
     config.model.norm.mode, config.model.norm.per_step = "support", 5
-    with pytest.raises(ValueError, match=r"`per_step` \(5\) must be None with"):
+    with pytest.raises(
+        ValueError, match=r"`model.norm.per_step` \(5\) must be None with"
+    ):
         build(config)
 
 

@@ -94,7 +94,7 @@ def test_initial_values(key):
 
 @pytest.mark.parametrize("model", [conv4, resnet12, mlp])
 def test_a_head_without_outputs_is_refused(model):
-    with pytest.raises(ValueError, match=r"`outputs` \(0\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"`outputs` \(0\) must be an integer of at"):
         model(0)
     model(np.int64(1))
 

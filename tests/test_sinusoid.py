@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.regression.sinusoid import get_config
+from experiments.train import validate
 from l2f_jax.data.sinusoid import Wave, WaveSpec, sample_episode, sample_wave, value
 from l2f_jax.evaluation import Predictions
 from l2f_jax.problems import build
@@ -123,6 +125,21 @@ def test_seeds_side_by_side_are_the_runs_of_each_seed():
         np.testing.assert_allclose(both[4 * i : 4 * i + 4], expected, atol=1e-5)
 
 
+def test_validation_of_seeds_has_the_interval_of_their_tasks():
+    experiment = build(small(seeds=3))
+    state, said, ranked = experiment.init(0), [], []
+    recorder = SimpleNamespace(
+        log=lambda *_: None, say=said.append, time_left=lambda _: "no time"
+    )
+    validate(experiment, state, 0, recorder, SimpleNamespace(rank=ranked.append))
+    tasks = experiment.evaluation.validation_tasks
+    found = experiment.predict(state.meta, state.stats, "val", tasks, points=(1,))
+    errors = experiment.scores(found)["mse"].reshape(3, tasks).mean(0)
+    half = 1.96 * errors.std(ddof=1) / np.sqrt(tasks)
+    assert f"mse {errors.mean():.4f} +- {half:.4f}," in said[0]
+    assert len(ranked) == 1
+
+
 def test_measures_of_seeds_follow_each_other_on_the_same_tasks():
     experiment = build(small(seeds=2))
     state = experiment.init(3)
@@ -150,6 +167,12 @@ def test_measures_of_seeds_follow_each_other_on_the_same_tasks():
         ),
         ("training.seeds", 0, "`training.seeds` .0."),
         ("evaluation.points", (0, 2), "`evaluation.points` .* `learner.steps` .1."),
+        ("evaluation.points", (0.5, 1), "`evaluation.points` .0.5, 1. .* increasing"),
+        ("evaluation.points", (1, 0), "`evaluation.points` .1, 0. must be increasing"),
+        ("evaluation.points", (0, 1, 1), "`evaluation.points` .* must be increasing"),
+        ("model.hidden", (40.5,), "`model.hidden` ..40.5,.. must be integers"),
+        ("model.hidden", "wide", "`model.hidden` .'wide'. must be an integer"),
+        ("optimiser.clip", -1.0, "`optimiser.clip` .-1.0. must be at least 0"),
         ("model.name", "conv4", "`model.name` .'conv4'. must be one of mlp"),
     ],
 )

@@ -435,7 +435,11 @@ def test_data_set_with_a_split_too_small_is_refused(tmp_path, sizes, message):
 @pytest.mark.parametrize(
     ("width", "data", "message"),
     [
-        (28, {"mean": (0.5,) * 3, "std": (1.0,) * 3}, r"`mean` and `std` \(3 numbers"),
+        (
+            28,
+            {"mean": (0.5,) * 3, "std": (1.0,) * 3},
+            r"`data.mean` and `data.std` \(3 numbers",
+        ),
         (27, {"augment": ("rotate_classes",)}, "needs square images, not 28 x 27"),
     ],
 )
@@ -459,7 +463,11 @@ def test_comparison_without_a_test_split_is_refused_before_training(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--config=tests/tiny.py", "--config.learner.stepz=3"], "no key 'stepz'"),
+        (
+            ["--config=tests/tiny.py", "--config.learner.stepz=3"],
+            "--config.learner.stepz: this config has no key 'stepz'",
+        ),
+        (["--config=tests/tiny.py", "--config.model=conv4"], "model=conv4: a section"),
         (["--config=tests/tiny.py", "--config.learner.steps=many"], "many"),
         (["--config=tests/tiny.py:l3f"], "train.py: variant 'l3f'"),
         (["--config=tests/tiny.py:maml", "--config.transform.scope=x"], "key 'scope'"),

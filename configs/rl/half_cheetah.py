@@ -10,8 +10,8 @@ The argument is a comma-separated list of variants, all optional: those of
     direction (default) | velocity          original (default) | gym
 
 "original" is the robot as in MAML's own code, "gym" as in tristandeleu/pytorch-maml-rl:
-longer steps, and a tenth of an action; but that code observes 20 numbers, the torso's
-position among them, and "gym" ProMP's 17. All but the robot stays as it is.
+longer steps, and a tenth of an action. Only, that code observes 20 numbers, the torso's
+position among them; "gym" has the 17 that ProMP's code observes. All else is the same.
 
 MAML's published mean returns after 0, 1, 2, 3 updates (original): direction -50.7, 293,
 314, 316 (iteration 100; oracle 443), velocity -129.5, -78.6, -66.6, -60.8 (iteration
@@ -29,7 +29,6 @@ def get_config(arg: str = ""):
     own = {name for group in VARIANTS for name in group}
     others = [name for name in arg.split(",") if name not in own]
     config = navigation.get_config(",".join(others))
-    observe_goal = config.env.observe_goal
     with config.unlocked():
         del config.env.squared
     config.env.name = "half_cheetah"
@@ -38,7 +37,6 @@ def get_config(arg: str = ""):
     config.env.horizon = 100 if robot == "gym" else 200
     config.env.gain = 0.1 if robot == "gym" else 1.0  # of an action
     config.env.engine = "mujoco"  # or "mjx", in JAX on the accelerator: the extra mjx
-    config.env.observe_goal = observe_goal
     config.learner.lr = 0.1
     config.training.tasks = 40
     config.sampling.surplus = 0  # no episode ends early

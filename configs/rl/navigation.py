@@ -78,10 +78,10 @@ def get_config(arg: str = ""):
 
     config.optimiser = ConfigDict()  # a trust region
     config.optimiser.max_kl = 0.0 if baseline == "random" else 0.01
-    config.optimiser.damping = 1e-5
-    config.optimiser.conjugate_steps = 10
-    config.optimiser.backtracks = 14
-    config.optimiser.shrink = 0.8
+    config.optimiser.damping = 1e-5  # added to the diagonal of the Fisher matrix
+    config.optimiser.conjugate_steps = 10  # of conjugate gradient
+    config.optimiser.backtracks = 14  # the most times that a step is shortened
+    config.optimiser.shrink = 0.8  # each time by this factor
 
     config.training = ConfigDict()
     config.training.iterations = 1 if baseline == "random" else 100
@@ -105,10 +105,14 @@ def get_config(arg: str = ""):
 
 def _variants(arg: str) -> list[str]:
     """Return the variant of each group; of a baseline, the method is "maml"."""
-    method, *rest = chosen(arg, VARIANTS)
-    *_, baseline, budget = rest
+    method, order, baseline, budget = chosen(arg, VARIANTS)
     named = arg.split(",")
     if baseline != "adapted":
+        if order == "first_order":
+            raise ValueError(
+                f"variant 'first_order' goes with 'adapted', not with {baseline!r}, "
+                "which learns from no inner step"
+            )
         if "l2f" in named:
             raise ValueError(
                 f"variant {baseline!r} is a baseline of MAML's policy and goes with "
@@ -120,4 +124,4 @@ def _variants(arg: str) -> list[str]:
             f"variant 'equal_steps' goes with 'maml' and 'adapted', not with "
             f"{method!r} and {baseline!r}"
         )
-    return [method, *rest]
+    return [method, order, baseline, budget]

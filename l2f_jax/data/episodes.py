@@ -22,6 +22,11 @@ Preprocess = Callable[[Array, Array | None], Array]
 """preprocess(raw uint8 [ways, k, H, W, C], key or None) -> float32, the same shape."""
 
 
+# Of fixed tasks that are numbers, the first of each split: those that choose
+# checkpoints are not those that test them.
+FIRST_TASK = {"test": 0, "val": 2**20, "train": 0}
+
+
 class EpisodeSpec(NamedTuple):
     """The size of a task: classes, and support and query images of each class."""
 

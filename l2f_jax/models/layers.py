@@ -6,6 +6,7 @@ own rule for reverse-mode derivatives, and none for forward mode (`jvp`).
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,15 @@ glorot = jax.nn.initializers.glorot_uniform()
 
 
 def check_sizes(**sizes: int | Sequence[int] | None) -> None:
-    """Raise ValueError for a number, or one of several, below 1; by its name."""
+    """Raise ValueError for what is no integer, or no integers, above 0; by its name."""
     for name, size in sizes.items():
         if size is None:  # there is none
             continue
-        if min([*size, 1] if isinstance(size, Sequence) else [size]) < 1:
-            raise ValueError(f"`{name}` ({size}) must be at least 1")
+        several = isinstance(size, Sequence) and not isinstance(size, str)
+        each = size if several else [size]
+        if not all(isinstance(x, Integral) and x > 0 for x in each):
+            wanted = "integers" if several else "an integer"
+            raise ValueError(f"`{name}` ({size!r}) must be {wanted} of at least 1")
 
 
 def max_pool(x: Array, padding: int = 0) -> Array:

@@ -1,4 +1,4 @@
-"""What classifies images, its data apart: sections of a config -> learner, network.
+"""Image classifiers: the sections of a config -> how a network learns to classify.
 
 A ProtoNet that was trained before may condition the gammas of another run (Table 5).
 """
@@ -63,6 +63,12 @@ def method(
         training=training,
         metrics={"accuracy": accuracy},
     )
+
+
+def method_of(config: Mapping[str, Any], ways: int) -> supervised.Method:
+    """Build the method of a whole config, such as that of a run's record."""
+    names = ("model", "learner", "transform", "optimiser", "training")
+    return method(ways=ways, **{name: config[name] for name in names})
 
 
 def _prototypical(
@@ -131,8 +137,7 @@ def _protonet(run: str, ways: int) -> tuple[Model, TrainState, tuple[int, ...]]:
             f"`transform.prototypes` ({run}) must be a run of `learner.name` "
             f"'protonet', not {config['learner']['name']!r}"
         )
-    names = ("model", "learner", "transform", "optimiser", "training")
-    built = method(ways=ways, **{name: config[name] for name in names})
+    built = method_of(config, ways)
     step = int(saved.restore(Path(run), "latest", built, shape).step)
     if step < built.schedule.iterations:
         raise ValueError(

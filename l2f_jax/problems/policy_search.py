@@ -11,15 +11,17 @@ from l2f_jax.envs.locomotion import half_cheetah
 from l2f_jax.envs.navigation import navigation
 from l2f_jax.inner import from_optax
 from l2f_jax.models.policy import gaussian_policy
-from l2f_jax.problems.schedule import (
+from l2f_jax.problems.schedule import Schedule
+from l2f_jax.problems.sections import (
     INSIDE,
     POSITIVE,
     SHARE,
-    Schedule,
+    Section,
+    call,
     check_least,
     check_ranges,
+    select,
 )
-from l2f_jax.problems.sections import Section, call, select
 from l2f_jax.rl.losses import reinforce
 from l2f_jax.rl.rollout import Sampling
 from l2f_jax.rl.trpo import TrustRegion
@@ -27,6 +29,7 @@ from l2f_jax.transforms import attenuate, identity
 from l2f_jax.types import Array, InnerRule, Learner, Model
 
 ENVIRONMENTS = {"navigation": navigation, "half_cheetah": half_cheetah}
+# What `sampling` and, for its own trajectories, `evaluation` say; and at least what.
 LEAST = {"trajectories": 1, "surplus": 0}
 
 

@@ -25,7 +25,7 @@ from l2f_jax.problems import saved
 from l2f_jax.problems.classification import normalising
 from l2f_jax.problems.classifier import (
     PROTOCOLS,
-    method,
+    method_of,
     protocol,
     prototypes_digest,
 )
@@ -136,8 +136,7 @@ def load_predictor(
     record = saved.read_classification(run)
     config, facts = record["config"], record["data"]
     data, shape = config["data"], tuple(facts["shape"])
-    names = ("model", "learner", "transform", "optimiser", "training")
-    built = method(ways=data["ways"], **{name: config[name] for name in names})
+    built = method_of(config, data["ways"])
     if prototypes := config["transform"].get("prototypes"):
         saved.check_prototypes(run, prototypes_digest(prototypes, data["ways"]))
     state = saved.restore(run, checkpoint, built, shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2f_jax.data.episodes import episode_keys
+from l2f_jax.data.episodes import FIRST_TASK, episode_keys
 from l2f_jax.data.sinusoid import WaveSpec, check_spec, sample_episode
 from l2f_jax.evaluation import Predictions, quartiles
 from l2f_jax.losses import squared_error
@@ -15,8 +15,8 @@ from l2f_jax.models.mlp import mlp
 from l2f_jax.problems import supervised
 from l2f_jax.problems.experiment import Experiment, Score
 from l2f_jax.problems.running import run
-from l2f_jax.problems.schedule import Evaluation, check_least, points_to_test
-from l2f_jax.problems.sections import Section, call, select
+from l2f_jax.problems.schedule import Evaluation, points_to_test
+from l2f_jax.problems.sections import Section, call, check_least, select
 from l2f_jax.types import Array, Episode
 
 
@@ -71,10 +71,6 @@ def regression(
     )
 
 
-# Numbers of fixed tasks: those that choose checkpoints are not those that test them.
-FIRST_TASK = {"test": 0, "val": 2**20, "train": 0}
-
-
 class SinusoidFeed:
     """Episodes made on the device; `queries` points in training, `test` when judged.
 
@@ -107,7 +103,8 @@ def _feeds(
     sizes = {"shots": shots, "queries": queries, "test_queries": test_queries}
     check_least("data", sizes, dict.fromkeys(sizes, 1))
     specs = {"train": _spec(train, "data.train")}
-    specs["test"] = _spec({**train, **test}, "data.test")
+    own = {name: limits for name, limits in test.items() if len(limits)}
+    specs["test"] = _spec({**train, **own}, "data.test")
     specs["val"] = specs["train"]
     feeds = {
         split: SinusoidFeed(spec, shots, queries, test_queries, FIRST_TASK[split])

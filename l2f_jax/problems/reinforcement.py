@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2f_jax.data.episodes import episode_keys
+from l2f_jax.data.episodes import FIRST_TASK, episode_keys
 from l2f_jax.evaluation import Predictions, make_measure
 from l2f_jax.outer import TrainState, initial_state
 from l2f_jax.parallel import mesh_for
@@ -19,7 +19,6 @@ from l2f_jax.rl.rollout import experience, rollouts, total_return
 from l2f_jax.rl.search import make_update
 from l2f_jax.types import Array, MetaParams
 
-FIRST_TASK = {"test": 0, "val": 2**20}  # numbers of fixed tasks; none is in both
 RETURN = Score("return", rank=np.mean)
 
 
@@ -145,10 +144,10 @@ def _protocol(search: Search) -> str:
         budget = sampling.trajectories * horizon
         taken = f"whole trajectories until {budget} steps, at most {sampling.sampled},"
     # The transform's set is of theta, the other one of what the transform makes of it.
-    first = ", two such sets for the first, one of them for the transform"
+    first = "; the transform sees such a set of its own, before the first update"
     return (
-        "mean undiscounted return of new trajectories after each update; "
-        f"{taken} for an update{first if search.fresh else ''}"
+        "mean undiscounted return of new trajectories after each update; each update "
+        f"learns from {taken.rstrip(',')}{first if search.fresh else ''}"
     )
 
 

@@ -1,10 +1,11 @@
 """How long a run is, how many tasks it takes, which program runs when."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from l2f_jax.outer import REDUCTIONS
+from l2f_jax.problems.sections import check_least
 
 
 class Program(NamedTuple):
@@ -111,41 +112,13 @@ class Evaluation:
         check_least("evaluation", vars(self), least)
 
 
-def check_least(section: str, values: dict, least: dict[str, int]) -> None:
-    """Raise ValueError for a value of a config's section below its least."""
-    for name, minimum in least.items():
-        if not values[name] >= minimum:
-            raise ValueError(
-                f"`{section}.{name}` ({values[name]}) must be at least {minimum}"
-            )
-
-
-class Range(NamedTuple):
-    """Numbers that an option may have: whether it holds one, and which they are."""
-
-    holds: Callable[[float], bool]
-    text: str
-
-
-POSITIVE = Range(lambda x: x > 0, "above 0")
-INSIDE = Range(lambda x: 0 < x < 1, "above 0 and below 1")
-SHARE = Range(lambda x: 0 <= x <= 1, "at least 0 and at most 1")
-
-
-def check_ranges(section: str, values: dict, ranges: Mapping[str, Range]) -> None:
-    """Raise ValueError for a value of a config's section outside its range."""
-    for name, allowed in ranges.items():
-        if not allowed.holds(values[name]):
-            raise ValueError(
-                f"`{section}.{name}` ({values[name]}) must be {allowed.text}"
-            )
-
-
 def points_to_test(points: Sequence[int], steps: int) -> tuple[int, ...]:
     """Return `evaluation.points`, after how many inner steps tests predict, checked."""
-    if steps not in points or min(points) < 0:
+    points = tuple(points)
+    counts = [p for p in points if isinstance(p, int) and p >= 0]
+    if points != (*sorted({*counts}),) or steps not in points:
         raise ValueError(
-            f"`evaluation.points` ({tuple(points)}) must be numbers of inner steps, at "
-            f"least 0, with `learner.steps` ({steps}) among them"
+            f"`evaluation.points` {points} must be increasing numbers of inner steps, "
+            f"at least 0, with `learner.steps` ({steps}) among them"
         )
-    return tuple(points)
+    return points

@@ -9,12 +9,16 @@ from l2f_jax import inner, recipes
 from l2f_jax.embeddings import Embedding
 from l2f_jax.losses import Criterion, supervised
 from l2f_jax.objectives import multi_step_loss, multi_step_weights, query_loss
-from l2f_jax.outer import (
-    cosine_by_epoch,
-    meta_optimiser,
+from l2f_jax.outer import cosine_by_epoch, meta_optimiser
+from l2f_jax.problems.schedule import Program, Schedule
+from l2f_jax.problems.sections import (
+    POSITIVE,
+    Section,
+    call,
+    check_least,
+    check_ranges,
+    select,
 )
-from l2f_jax.problems.schedule import POSITIVE, Program, Schedule, check_ranges
-from l2f_jax.problems.sections import Section, call, select
 from l2f_jax.transforms import attenuate, identity
 from l2f_jax.tree import everything, is_not_norm
 from l2f_jax.types import Learner, Model, Objective
@@ -134,6 +138,7 @@ def _optimiser(
     *, name: str, lr: float, min_lr: float, clip: float, schedule: Schedule
 ) -> optax.GradientTransformation:
     """Build the outer optimiser; `clip` 0 does not clip."""
+    check_least("optimiser", {"clip": clip}, {"clip": 0})
     if not 0 <= min_lr <= lr:
         raise ValueError(
             f"`optimiser.min_lr` ({min_lr}) must lie in 0 .. `optimiser.lr` ({lr}); "
