@@ -20,7 +20,7 @@ from rich.table import Table
 from experiments import launch
 from experiments.identity import check_comparable, check_distinct, read_config
 from experiments.judging import evaluate
-from experiments.scores import Evaluation
+from experiments.scores import START, Evaluation
 from l2f_jax.problems.saved import read_record
 
 
@@ -38,6 +38,10 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
             f"{e.run}: {e.split} {e.score.name}{percent}, mean +- 95 % interval over "
             f"{e.tasks} tasks; {e.protocol}"
         )
+        if e.seeds > 1:
+            heading += f"; a task's score is the mean of {e.seeds} seeds"
+        if START in e.stages:
+            heading += f"; {START}: the transformed policy before any update"
         if e.score.limit is not None:
             heading += f"; a task diverges above {e.score.limit:g}"
         _show(e, heading, e.text, console)

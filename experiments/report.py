@@ -1,4 +1,4 @@
-"""Write one page about trained runs: their scores, curves, episodes and settings.
+"""Write one page about trained runs: scores, curves, gammas, episodes, settings.
 
     python experiments/report.py runs/icons/l2f runs/icons/maml --out=report.html
 
@@ -78,6 +78,10 @@ def scores(evaluations: Mapping[str, Evaluation]) -> Iterator[Block]:
     )
     if score.limit is not None:
         text += f" A task diverges above {score.limit:g}; a few such decide a mean."
+    if first.seeds > 1:
+        text += f" A task's score is the mean of {first.seeds} seeds."
+    if any(START in e.stages for e in evaluations.values()):
+        text += f' "{START}" is the transformed policy before any update.'
     yield Text(text)
     head = ["run", "checkpoint", "inner steps", curves.label(score)]
     head += [f"difference from {name_of_first}"] * bool(others)

@@ -41,6 +41,10 @@ class Evaluation(NamedTuple):
         return self.scores["last"].shape[1]
 
     @property
+    def seeds(self) -> int:
+        return len(self.scores["last"])
+
+    @property
     def ensemble(self) -> str | None:
         """The name of the ensemble's scores, if there is one."""
         return next((name for name in self.scores if "ensemble" in name), None)

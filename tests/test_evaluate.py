@@ -91,6 +91,8 @@ def test_the_start_of_a_policy_stands_between_theta_and_the_first_update():
     assert a.stages == [0, 1] and b.stages == [0, START, 1]
     np.testing.assert_array_equal(b.by_task(point=START), [7, 8])
     assert b.gap(a, point=START) is None and b.gap(b, point=START).mean == 0
+    told = "; start: the transformed policy before any update:"
+    assert told in shown_of(b) and told not in shown_of(a)
 
 
 def test_what_is_recorded_is_not_computed_again(run, monkeypatch):
@@ -136,9 +138,7 @@ def test_differences_are_from_the_first_after_each_number_of_steps():
     b = evaluation("l2f", [[0.0, 0.5], [0.25, 0.75]], points=(0, 1))
     assert b.gap(a) == b.gap(a, point=1) == (0.25, 0.0, 2)
     assert b.gap(a, point=0) == (0.0, 0.0, 2)
-    text = io.StringIO()
-    show([a, b], Console(file=text, width=500))
-    heading, table = text.getvalue().split("l2f - maml, paired over the same tasks")
+    heading, table = shown_of(a, b).split("l2f - maml, paired over the same tasks")
     cells = [line.split("\u2502")[1:-1] for line in table.splitlines()]
     shown = [[cell.strip() for cell in row] for row in cells if row]
     assert shown == [["0", "0.00 +- 0.00"], ["1", "25.00 +- 0.00"]]
@@ -160,9 +160,7 @@ def test_the_best_may_be_judged_after_the_steps_of_training_alone():
         a.interval("best") == a.interval("best", 1) and a.interval("best").mean == 0.75
     )
     assert a.gap(a, "best", 0) is None and a.gap(a, "best", 1).mean == 0
-    text = io.StringIO()
-    show([a], Console(file=text, width=500))
-    cells = [line.split("\u2502")[1:-1] for line in text.getvalue().splitlines()]
+    cells = [line.split("\u2502")[1:-1] for line in shown_of(a).splitlines()]
     shown = [[cell.strip() for cell in row] for row in cells if row]
     assert shown[0] == ["0", "12.50 +- 24.50", ""] and shown[1][2] == "75.00 +- 49.00"
 
@@ -170,7 +168,15 @@ def test_the_best_may_be_judged_after_the_steps_of_training_alone():
 def test_several_seeds_are_judged_by_their_mean():
     a = evaluation("a", [[0.0], [0.5]], [[0.5], [1.0]])
     np.testing.assert_allclose(a.by_task(), [0.25, 0.75])
-    assert a.interval().mean == 0.5 and a.tasks == 2
+    assert a.interval().mean == 0.5 and (a.tasks, a.seeds) == (2, 2)
+    assert "; a task's score is the mean of 2 seeds:" in shown_of(a)
+    assert "seeds" not in shown_of(evaluation("a", [[0.0], [0.5]]))
+
+
+def shown_of(*evaluations):
+    text = io.StringIO()
+    show(evaluations, Console(file=text, width=500))
+    return text.getvalue()
 
 
 def test_policies_that_nothing_transforms_are_sampled_once():

@@ -329,6 +329,9 @@ def test_report_of_another_problem_has_the_parts_that_apply(tmp_path, config_of)
         median = np.median(last_scores(run)[:, :, at])
         shown += f", median {median:.4f}, 0.00 % diverged"
     assert table(page, "run", "checkpoint")[0][3] == shown.replace("-", "−")
+    text = "".join(page.itertext())
+    assert ("A task's score is the mean of 5 seeds." in text) == (config_of is waves)
+    assert ('"start" is the transformed policy' in text) == (config_of is walks)
 
 
 @pytest.mark.parametrize(

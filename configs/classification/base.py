@@ -77,9 +77,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Of the training episodes; None: `seed`. The official runs 0, 1 and 2 start from
     # the same parameters and differ in this alone.
     config.training.seed = placeholder(int)
-    config.training.iterations_per_epoch = 500
+    config.training.iterations_per_epoch = 500  # validated and saved after each
     config.training.iterations = 50_000 if method == "maml" else 30_000
-    config.training.iterations_per_dispatch = 10
+    config.training.iterations_per_dispatch = 10  # by one call of the program
     config.training.tasks = 1 if network == "resnet12" else 2 if shots == "5shot" else 4
     config.training.reduction = "sum"  # of the tasks' losses; or "mean"
     config.training.order = 2  # 1: first order, whatever the learner
@@ -91,8 +91,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.training.keep_every = 0  # epochs, whose checkpoint is kept for figures, too
 
     config.evaluation = ConfigDict()
-    config.evaluation.validation_tasks = 600
-    config.evaluation.test_tasks = 600
+    config.evaluation.validation_tasks = 600  # fixed, after every epoch
+    config.evaluation.test_tasks = 600  # fixed, of evaluate.py
     config.evaluation.ensemble = 3  # best checkpoints kept, and averaged at test
     config.evaluation.seed = 0  # of the fixed tasks
     return config

@@ -22,10 +22,10 @@ def check_sizes(**sizes: int | Sequence[int] | None) -> None:
     for name, size in sizes.items():
         if size is None:  # there is none
             continue
-        several = isinstance(size, Sequence) and not isinstance(size, str)
-        each = size if several else [size]
-        if not all(isinstance(x, Integral) and x > 0 for x in each):
-            wanted = "integers" if several else "an integer"
+        one = isinstance(size, str) or not isinstance(size, Sequence)
+        each: Sequence = [size] if one else size  # pyright: ignore  (of a union)
+        if not all(isinstance(x, Integral) and int(x) > 0 for x in each):
+            wanted = "an integer" if one else "integers"
             raise ValueError(f"`{name}` ({size!r}) must be {wanted} of at least 1")
 
 
