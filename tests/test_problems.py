@@ -16,6 +16,7 @@ from l2f_jax.problems.saved import check_data
 from l2f_jax.problems.schedule import Program, Schedule
 from l2f_jax.problems.sections import call, select
 from l2f_jax.problems.supervised import Method, objective
+from l2f_jax.storage import Unreadable
 from l2f_jax.types import Batch, Episode
 from tests import tiny, toys
 
@@ -98,6 +99,21 @@ def test_context_is_no_option():
 def test_wrong_section_is_refused(section, message):
     with pytest.raises(ValueError, match=message):
         select(section, "part", {"it": component})
+
+
+def test_a_component_s_own_error_names_the_config_s_key():
+    def refusing(size, width=1):
+        raise ValueError(f"`size` ({size}) must be below `width` ({width}) and `depth`")
+
+    section = {"name": "it", "size": 3}
+    with pytest.raises(ValueError, match="^`part.size` .3. .* `width` .1. and `depth`"):
+        select(section, "part", {"it": refusing})
+
+    def damaged(size):
+        raise Unreadable("step 3 is damaged")
+
+    with pytest.raises(Unreadable, match="^step 3 is damaged$"):
+        select(section, "part", {"it": damaged})
 
 
 def test_a_share_is_shown_in_percent():

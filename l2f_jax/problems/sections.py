@@ -49,7 +49,10 @@ def call(component: Callable, options: Section, where: str, **context: Any) -> A
     try:
         return component(**options, **context)
     except ValueError as error:
-        raise ValueError(_located(str(error), options, prefix)) from error
+        located = _located(str(error), options, prefix)
+        if located == str(error):  # such as an error with a class of its own
+            raise
+        raise ValueError(located) from error
 
 
 def _located(message: str, options: Section, prefix: str) -> str:
