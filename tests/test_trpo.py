@@ -21,7 +21,7 @@ from l2f_jax.models.policy import (
 )
 from l2f_jax.outer import TrainState
 from l2f_jax.parallel import task_mesh
-from l2f_jax.rl.losses import act, reinforce
+from l2f_jax.rl.losses import act, reinforce, surrogate
 from l2f_jax.rl.rollout import Sampling, experience, rollouts
 from l2f_jax.rl.search import adapted_policies, gamma_metrics, make_update
 from l2f_jax.rl.trpo import (
@@ -199,6 +199,33 @@ def test_first_order_changes_the_gradient_and_not_the_policies(key):
     )
     cheap, full = (ravel_pytree(x)[0] for x in (cheap, full))
     assert np.linalg.norm(cheap - full) > 0.01 * np.linalg.norm(full) > 0
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "transform", [None, attenuate(through=True)], ids=["maml", "l2f"]
+)
+def test_gradient_through_the_update_is_that_of_differences(key, transform):
+    learner = agent(transform, lr=0.5)
+    meta, data = gather(learner, key, fresh=transform is not None)
+    flat, unravel = ravel_pytree(meta)
+    last = jax.tree.map(lambda x: x[:, -1], data)
+
+    def policies(flat):
+        return adapted_policies(learner, SMALL, unravel(flat), data, steps=1)
+
+    old = jax.jit(policies)(flat)
+
+    @jax.jit
+    def loss(flat):
+        return jax.vmap(surrogate)(old, policies(flat), last).mean()
+
+    h, unit = 1e-5, jnp.eye(len(flat))
+    differences = [(loss(flat + h * e) - loss(flat - h * e)) / (2 * h) for e in unit]
+    found = jax.jit(jax.grad(loss))(flat)
+    scale = np.abs(found).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(found, differences, rtol=0, atol=1e-7 * scale)
 
 
 @pytest.fixture(scope="module")
