@@ -20,7 +20,7 @@ from rich.table import Table
 from experiments import launch
 from experiments.identity import check_comparable, check_distinct, read_config
 from experiments.judging import evaluate
-from experiments.scores import START, Evaluation
+from experiments.scores import Evaluation
 from l2f_jax.problems.saved import read_record
 
 
@@ -36,15 +36,9 @@ def show(evaluations: Sequence[Evaluation], console: Console) -> None:
         percent = " in %" if e.score.percent else ""
         heading = (
             f"{e.run}: {e.split} {e.score.name}{percent}, mean +- 95 % interval over "
-            f"{e.tasks} tasks; {e.protocol}"
+            f"{e.tasks} tasks"
         )
-        if e.seeds > 1:
-            heading += f"; a task's score is the mean of {e.seeds} seeds"
-        if START in e.stages:
-            heading += f"; {START}: the transformed policy before any update"
-        if e.score.limit is not None:
-            heading += f"; a task diverges above {e.score.limit:g}"
-        _show(e, heading, e.text, console)
+        _show(e, "; ".join([heading, e.protocol, *e.notes]), e.text, console)
     first, *others = evaluations
     for other in others:
 

@@ -76,12 +76,8 @@ def scores(evaluations: Mapping[str, Evaluation]) -> Iterator[Block]:
         "95 % interval, after the inner steps of training. Best is by validation; an "
         "ensemble averages the outputs of the best. Differences are taken task by task."
     )
-    if score.limit is not None:
-        text += f" A task diverges above {score.limit:g}; a few such decide a mean."
-    if first.seeds > 1:
-        text += f" A task's score is the mean of {first.seeds} seeds."
-    if any(START in e.stages for e in evaluations.values()):
-        text += f' "{START}" is the transformed policy before any update.'
+    for note in dict.fromkeys(note for e in evaluations.values() for note in e.notes):
+        text += f" {note[0].upper()}{note[1:]}."
     yield Text(text)
     head = ["run", "checkpoint", "inner steps", curves.label(score)]
     head += [f"difference from {name_of_first}"] * bool(others)

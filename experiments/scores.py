@@ -41,8 +41,16 @@ class Evaluation(NamedTuple):
         return self.scores["last"].shape[1]
 
     @property
-    def seeds(self) -> int:
-        return len(self.scores["last"])
+    def notes(self) -> list[str]:
+        """What a reader of these scores has to know, in clauses."""
+        found, seeds = [], len(self.scores["last"])
+        if self.score.limit is not None:
+            found.append(f"a task diverges above {self.score.limit:g}")
+        if seeds > 1:
+            found.append(f"a task's score is the mean of {seeds} seeds")
+        if START in self.stages:
+            found.append(f"{START}: the transformed policy before any update")
+        return found
 
     @property
     def ensemble(self) -> str | None:

@@ -142,12 +142,11 @@ def _protocol(search: Search) -> str:
     taken = f"{sampling.trajectories} trajectories of up to {horizon} steps"
     if sampling.surplus:
         budget = sampling.trajectories * horizon
-        taken = f"whole trajectories until {budget} steps, at most {sampling.sampled},"
-    # The transform's set is of theta, the other one of what the transform makes of it.
+        taken = f"whole trajectories until {budget} steps, at most {sampling.sampled}"
     first = "; the transform sees such a set of its own, before the first update"
     return (
         "mean undiscounted return of new trajectories after each update; each update "
-        f"learns from {taken.rstrip(',')}{first if search.fresh else ''}"
+        f"learns from {taken}{first if search.fresh else ''}"
     )
 
 
