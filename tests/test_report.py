@@ -206,6 +206,7 @@ def test_markdown_says_the_same(folder, page):
     assert re.findall(r"^\[(.*)\]: data:image/png;base64,\S+$", text, re.M) == pictures
 
 
+@pytest.mark.usefixtures("folder")
 def test_sample_episodes_are_the_tested_ones(runs):
     found = samples(opened(runs), "test", report.EPISODES)
     for run in runs:
